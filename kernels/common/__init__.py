@@ -1,0 +1,1 @@
+"""What every kernel package shares: dispatch, tiling, numerics, timing."""

@@ -1,0 +1,1 @@
+"""Starting, profiling and measuring runs."""

@@ -1,0 +1,1 @@
+"""Parameters and forward passes. Knows nothing of data, losses or optimisers."""

@@ -1,0 +1,113 @@
+"""Logical axis rules: which mesh axis each named array dimension is split over.
+
+Models name dimensions by meaning ("embed", "heads"); one frozen dataclass says what that means on a mesh.
+A new layout is a `dataclasses.replace` of `ShardingRules`, not an edit of a model.
+
+The mesh has explicit axes (`jax.make_mesh`, `jax.set_mesh`), so array types carry their sharding and a
+contraction over a split dimension is an error rather than a silent collective. Weights are stored split and
+gathered right before use (`gathered`); its transpose is the reduce-scatter of the gradient (ZeRO-3).
+Outside a mesh every function here is the identity, so models work as a plain library.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+logger = logging.getLogger(__name__)
+
+MESH_AXES = ("data", "fsdp")
+AxisNames = tuple[str | None, ...]
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """Mesh axis (or axes, or None = replicated) for each logical axis name."""
+
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = None
+    embed: MeshAxes = "fsdp"
+    heads: MeshAxes = None
+    mlp: MeshAxes = None
+    vocab: MeshAxes = None
+    layers: MeshAxes = None
+    norm: MeshAxes = None
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """Partition spec of an array whose dimensions carry these logical names.
+
+        Raises:
+          ValueError: an unknown logical name, or one mesh axis used for two dimensions of the same array.
+        """
+        known = {f.name for f in dataclasses.fields(self)}
+        entries: list[MeshAxes] = []
+        for name in axes:
+            if name is not None and name not in known:
+                raise ValueError(f"unknown logical axis {name!r}; known: {sorted(known)}")
+            entries.append(None if name is None else getattr(self, name))
+        used = [axis for entry in entries for axis in _as_tuple(entry)]
+        if len(used) != len(set(used)):
+            raise ValueError(f"logical axes {tuple(axes)} map one mesh axis twice: {entries}")
+        return PartitionSpec(*entries)
+
+
+def _as_tuple(entry: MeshAxes) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def fit_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """Drops the mesh axes that do not divide the dimension they would split (logged, not fatal)."""
+    entries: list[MeshAxes] = []
+    for size, entry in zip(shape, spec, strict=True):
+        ways = 1
+        for axis in _as_tuple(entry):
+            ways *= mesh.shape[axis]
+        if size % ways:
+            logger.info("dimension of %d is not divisible by mesh axes %s: replicated", size, entry)
+            entry = None
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def param_shardings(abstract: Any, axes: Any, mesh: Any, rules: ShardingRules) -> Any:
+    """Tree of `NamedSharding`, one per parameter.
+
+    Args:
+      abstract: tree of arrays or `jax.ShapeDtypeStruct`.
+      axes: tree of the same structure whose leaves are tuples of logical axis names.
+      mesh: a `jax.sharding.Mesh`.
+      rules: what the names mean.
+    """
+    flat, treedef = jax.tree.flatten(abstract)
+    flat_axes = treedef.flatten_up_to(axes)
+    shardings = [
+        NamedSharding(mesh, fit_spec(rules.spec(names), leaf.shape, mesh))
+        for leaf, names in zip(flat, flat_axes, strict=True)
+    ]
+    return treedef.unflatten(shardings)
+
+
+def active_mesh() -> Any | None:
+    """The mesh set by `jax.set_mesh`, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | None = None) -> jax.Array:
+    """Gives `x` the sharding its logical axes mean under the active mesh; identity without one."""
+    mesh = active_mesh()
+    if mesh is None:
+        return x
+    spec = fit_spec((rules or ShardingRules()).spec(axes), x.shape, mesh)
+    return jax.sharding.reshard(x, spec)
+
+
+def gathered(w: jax.Array) -> jax.Array:
+    """The whole weight on every device, for use in a matmul; identity without a mesh."""
+    return w if active_mesh() is None else jax.sharding.reshard(w, PartitionSpec())

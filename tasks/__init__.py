@@ -1,0 +1,1 @@
+"""What is optimised, on what data, judged how."""

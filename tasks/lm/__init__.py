@@ -1,0 +1,1 @@
+"""Language modelling: data, training, evaluation, generation."""
