@@ -1,9 +1,9 @@
 """What every test may rely on: the platform, runtime type checks, golden files, child processes, skip rules.
 
 Options (all optional):
-  --slow              also run tests marked `slow` (long sweeps, faults, training claims); else they are deselected
-  --device=gpu|tpu    run on that device and select its marked tests; the default is the CPU, whatever is plugged in
-  --golden-dir=DIR    read golden files from DIR (any folder of the same schema) instead of tests/golden
+  --slow             also run tests marked `slow` (long sweeps, faults, training claims), else deselected
+  --device=gpu|tpu   run there and select its marked tests; the default is the CPU, whatever is plugged in
+  --golden-dir=DIR   read golden files from DIR (any folder of the same schema) instead of tests/golden
 
 Set before anything imports jax: see `pytest_configure`.
 """
@@ -69,17 +69,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     refused = [marker for marker in DEVICE_MARKERS if marker != device]
     if not config.getoption("--slow"):
         refused.append("slow")
-    unwanted = [item for item in items if any(item.get_closest_marker(name) for name in refused)]
-    if unwanted:
-        config.hook.pytest_deselected(items=unwanted)
-        items[:] = [item for item in items if item not in set(unwanted)]
-
-
-# --- skips -----------------------------------------------------------------------------------------------------
+    kept, unwanted = [], []
+    for item in items:
+        (unwanted if any(item.get_closest_marker(name) for name in refused) else kept).append(item)
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = kept
 
 
 def load_allowed_skips(path: Path) -> list[tuple[str, str]]:
-    """(node pattern, reason pattern) pairs; `#` starts a comment line. Raises ValueError on a malformed line."""
+    """(node pattern, reason pattern) pairs; `#` starts a comment. Raises ValueError on a malformed line."""
     rules = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -92,7 +90,7 @@ def load_allowed_skips(path: Path) -> list[tuple[str, str]]:
 
 
 class SkipPolicy:
-    """Prints why each test was skipped; with CI=true a skip that tests/allowed_skips.txt lacks fails the run."""
+    """With CI=true, a skip missing in tests/allowed_skips.txt fails the run (`-ra` prints every reason)."""
 
     def __init__(self, config: pytest.Config):
         self.enforced = os.environ.get("CI", "").lower() in ("1", "true")
@@ -125,15 +123,10 @@ class SkipPolicy:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for node, reason in self.skips:
-            terminalreporter.write_line(f"skipped {node}: {reason or 'no reason given'}")
         if self.enforced and self.refused():
             terminalreporter.section("skips that tests/allowed_skips.txt does not list", red=True)
             for node, reason in self.refused():
                 terminalreporter.write_line(f"{node} | {reason}")
-
-
-# --- golden files ----------------------------------------------------------------------------------------------
 
 
 def golden_folder(config: pytest.Config, room: str) -> Path:
@@ -144,7 +137,7 @@ def golden_folder(config: pytest.Config, room: str) -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`@pytest.mark.golden("op_*.npz", room="fox")` runs a test once per such file, as argument `golden_file`."""
+    """`@pytest.mark.golden("op_*.npz", room="fox")` runs a test once per file (`golden_file`)."""
     if "golden_file" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("golden")
@@ -170,12 +163,9 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
     return golden_folder(request.config, marker.kwargs.get("room", "fox") if marker else "fox")
 
 
-# --- type checks and child processes -----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Switches the runtime type checks off, as in production: for tests of our own messages about bad input."""
+    """Switches the runtime type checks off, as in production: for tests of our own error messages."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -186,10 +176,10 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run_python() -> RunPython:
-    """run_python("-m", "tasks.lm.train", ..., devices=8): a child Python at the repository root, output captured.
+    """run_python("-m", "tasks.lm.train", ..., devices=8): a child Python at the repository root.
 
-    Keyword arguments: `devices` (simulated CPU devices, which must be set before jax starts), `timeout` in
-    seconds, `cwd`, `env` (added to the environment; None removes a variable), `check` (False: return failures).
+    Output is captured. Keyword arguments: `devices` (simulated CPU devices, to be set before jax starts),
+    `timeout` in seconds, `cwd`, `env` (added; None removes a variable), `check` (False: return failures).
     """
     return _run_python
 
