@@ -1,0 +1,88 @@
+"""Which implementation of an op runs: automatic, named, or the first usable of an ordered list.
+
+A named implementation never falls back: if it cannot take the call, the error says why. Automatic choice goes through
+the implementations in order of preference and takes the first that gives no reason against itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+
+class Implementation(Protocol):
+    """What dispatch needs to know of an implementation: whether it can take the call described by `request`."""
+
+    def supports(self, request: object) -> str | None:
+        """None if the call can be taken, otherwise one sentence saying why not."""
+
+
+ImplementationT = TypeVar("ImplementationT", bound=Implementation)
+
+
+class ImplementationError(ValueError):
+    """No requested implementation can take the call."""
+
+
+def reasons(implementations: Mapping[str, ImplementationT], request: object) -> dict[str, str | None]:
+    """For every implementation: None if it can take the call, otherwise why not."""
+    return {name: one.supports(request) for name, one in implementations.items()}
+
+
+def choose(
+    op: str,
+    implementations: Mapping[str, ImplementationT],
+    request: object,
+    wanted: str | Sequence[str] | None,
+    preference: Sequence[str],
+) -> tuple[str, ImplementationT]:
+    """Returns the name and the implementation that will run.
+
+    Args:
+      op: name of the op, for messages.
+      implementations: all of them, by name.
+      request: description of the call, handed to `supports`.
+      wanted: None (try `preference` in order), one name (that one or an error), or names tried in order.
+      preference: the automatic order, best first.
+
+    Raises:
+      ValueError: a name in `wanted` does not exist, or `wanted` is empty.
+      ImplementationError: none of the candidates can take the call; the message gives each one's reason.
+    """
+    candidates = [wanted] if isinstance(wanted, str) else list(preference if wanted is None else wanted)
+    if not candidates:
+        raise ValueError(f"{op}: implementation is an empty list; pass None, a name, or at least one name.")
+    for name in candidates:
+        if name not in implementations:
+            known = ", ".join(sorted(implementations))
+            raise ValueError(f"{op}: implementation={name!r} does not exist; known ones are {known}.")
+    refusals = []
+    for name in candidates:
+        reason = implementations[name].supports(request)
+        if reason is None:
+            return name, implementations[name]
+        refusals.append(f"  {name}: {reason}")
+    raise ImplementationError(
+        f"{op}: no requested implementation can take this call:\n" + "\n".join(refusals)
+    )
+
+
+def explain_choice(
+    op: str,
+    implementations: Mapping[str, ImplementationT],
+    request: object,
+    wanted: str | Sequence[str] | None,
+    preference: Sequence[str],
+) -> str:
+    """One line per implementation: whether it would run, could run, or why it cannot."""
+    try:
+        chosen: str | None = choose(op, implementations, request, wanted, preference)[0]
+    except ImplementationError:
+        chosen = None
+    order = [*preference, *sorted(set(implementations) - set(preference))]
+    lines = [f"{op}: {request}"]
+    for name in order:
+        reason = implementations[name].supports(request)
+        state = "runs" if name == chosen else "could run" if reason is None else f"cannot run: {reason}"
+        lines.append(f"  {name:<18} {state}")
+    if chosen is None:
+        lines.append("  none of the requested implementations can take this call")
+    return "\n".join(lines)
