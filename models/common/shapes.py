@@ -1,9 +1,9 @@
 """Dimension letters and array aliases used by every model.
 
-    B batch            T time / query tokens      S keys (tokens in a buffer)
-    N query heads      K key/value heads          H head dim
-    D model width      F feed-forward width       V vocabulary
-    L layers           P patches                  Q point queries
+B batch            T time / query tokens      S keys (tokens in a buffer)
+N query heads      K key/value heads          H head dim
+D model width      F feed-forward width       V vocabulary
+L layers           P patches                  Q point queries
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ Outside a mesh every function here is the identity, so models work as a plain li
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -111,3 +111,24 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: ShardingRules | N
 def gathered(w: jax.Array) -> jax.Array:
     """The whole weight on every device, for use in a matmul; identity without a mesh."""
     return w if active_mesh() is None else jax.sharding.reshard(w, PartitionSpec())
+
+
+def per_shard[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Runs `function` on each device's own part of the batch; `function` itself without a mesh.
+
+    For kernels, which see local arrays only. Every array argument and every result has the batch as its first
+    axis and is split over it alone; `None` arguments are allowed. A batch that the mesh does not divide is
+    computed whole on every device.
+    """
+
+    def call(*args: Any) -> Any:
+        mesh = active_mesh()
+        if mesh is None:
+            return function(*args)  # type: ignore[call-arg]
+        batch = jax.tree.leaves(args)[0].shape[0]
+        spec = fit_spec(PartitionSpec(ShardingRules().batch), (batch,), mesh)
+        local = jax.tree.map(lambda x: jax.sharding.reshard(x, spec), args)
+        # Replication is not tracked: raw kernels cannot say how their results vary over the mesh.
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*local)
+
+    return call  # type: ignore[return-value]

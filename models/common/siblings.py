@@ -1,7 +1,7 @@
 """Notices at once when another package of the same name stands in front of one of ours.
 
-`models`, `kernels`, `tasks`, `configs` and `launch` are ordinary words, so the current folder or another installed
-distribution may own one too. Without this check the mix fails later, far from the cause.
+`models`, `kernels`, `tasks`, `configs` and `launch` are ordinary words, so the current folder or another
+installed distribution may own one too. Without this check the mix fails later, far from the cause.
 """
 
 import importlib.util

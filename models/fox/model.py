@@ -1,0 +1,184 @@
+"""The Forgetting Transformer: pre-norm blocks of forgetting attention and a gated MLP, tied to no module library.
+
+`apply` is the model. `Fox` wraps it as an NNX module for those who want to hold parameters in an object.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from models.common.layers import embed, gated_mlp, linear, rms_norm
+from models.common.params import flatten_names, list_differences
+from models.common.shapes import Activations, Logits, Mask, Params, Tokens
+from models.common.sharding import constrain
+from models.fox.attention import attention
+from models.fox.config import FoxConfig, FoxRuntime
+from models.fox.parameters import init_params, param_specs
+from models.fox.span import Span, make_span
+from models.fox.stack import run_layers
+from models.fox.state import FoxState, LayerCache
+
+Output = Literal["logits", "hidden"]
+
+
+def block(
+    config: FoxConfig,
+    runtime: FoxRuntime,
+    params: Params,
+    x: Activations,
+    span: Span,
+    cache: LayerCache | None = None,
+    length: Array | None = None,
+) -> tuple[Activations, LayerCache | None]:
+    """h = x + attn(norm(x)); out = h + mlp(norm(h)). The residual stream x keeps its dtype (float32)."""
+    normed = rms_norm(x, params["attn_norm"]["scale"], config.norm_eps)
+    attended, cache = attention(config, runtime, params["attn"], normed, span, cache, length)
+    x = x + attended.astype(x.dtype)
+    normed = rms_norm(x, params["mlp_norm"]["scale"], config.norm_eps)
+    update = gated_mlp(normed, params["mlp"], config.hidden_act, runtime.compute_dtype)
+    return x + update.astype(x.dtype), cache
+
+
+def apply(
+    config: FoxConfig,
+    runtime: FoxRuntime,
+    params: Params,
+    tokens: Tokens,
+    state: FoxState | None = None,
+    reset: Mask | None = None,
+    mask: Mask | None = None,
+    output: Output = "logits",
+) -> tuple[Logits | Activations, FoxState | None]:
+    """Runs the model on a stretch of tokens.
+
+    Without a state: one causal pass. With one: the tokens continue what earlier calls saw, in chunks of any length;
+    any chunking gives the result of the whole pass. Under a mesh, everything is split over the batch.
+
+    Args:
+      params: canonical tree (`init_params`).
+      tokens: [B, T] ids; an id outside the vocabulary gives NaN.
+      state: memory of earlier calls (`init_state`), or None.
+      reset: [B, T], True where a new document starts: nothing crosses that boundary (attention, shift, positions).
+      mask: [B, T], False = left padding. Padding does not exist for the model: it changes no result and no state;
+        outputs there mean nothing.
+      output: "logits" [B, T, V] in the compute dtype, or "hidden", the input of lm_head [B, T, D] in float32.
+
+    Returns:
+      (output, state after the call; None if none was given).
+
+    Raises:
+      ValueError: parameters that are not this config's (differences listed), wrong shapes, a state of another batch
+        size; and, where values are known outside of jit: padding after tokens, a document longer than the state's
+        buffers. Inside jit the affected outputs are NaN instead.
+    """
+    _check_params(config, params)
+    tokens = constrain(tokens, ("batch", "length"))
+    if state is not None and state.length.shape != tokens.shape[:1]:
+        raise ValueError(f"state was made for {state.length.shape[0]} rows, tokens have {tokens.shape[0]}")
+    span = make_span(tokens, None if state is None else state.length, reset, mask)
+    x = embed(tokens, params["embed"]["embedding"])
+    if state is None:
+        x = run_layers(
+            lambda layer, h: block(config, runtime, layer, h, span)[0], params["layers"], x, runtime
+        )
+    else:
+        # One layer after the other whatever `scan_layers` says: a scan would copy every buffer at every step.
+        caches = {}
+        for name, layer in params["layers"].items():
+            x, cache = block(config, runtime, layer, x, span, state.layers[name], state.length)
+            assert cache is not None
+            caches[name] = cache
+        state = FoxState(length=span.positions[:, -1] + 1, layers=caches)
+    hidden = rms_norm(x, params["norm"]["scale"], config.norm_eps)
+    invalid = _invalid(span, None if state is None else state.max_length)
+    if invalid is not None:
+        hidden = jnp.where(invalid[..., None], jnp.nan, hidden)
+    if output == "hidden":
+        return hidden, state
+    return linear(hidden, params["lm_head"], runtime.compute_dtype), state
+
+
+def _invalid(span: Span, max_length: int | None) -> Bool[Array, "B T"] | None:
+    """Tokens whose result cannot be right: beyond the buffer, or in a row whose mask is not left padding."""
+    invalid = None
+    if max_length is not None:
+        invalid = span.positions >= max_length
+        if not isinstance(invalid, jax.core.Tracer) and bool(invalid.any()):
+            rows = [int(row) for row in jnp.flatnonzero(invalid.any(axis=1))]
+            raise ValueError(
+                f"the documents of rows {rows} are longer than the state's max_length = {max_length}; make the state"
+                " longer, or mark document starts with reset"
+            )
+    if span.malformed is not None:
+        malformed = jnp.broadcast_to(span.malformed[:, None], span.positions.shape)
+        invalid = malformed if invalid is None else invalid | malformed
+    return invalid
+
+
+def _check_params(config: FoxConfig, params: Params) -> None:
+    expected = {name: spec.shape for name, spec in param_specs(config).items()}
+    found = {name: leaf.shape for name, leaf in flatten_names(params).items()}
+    if difference := list_differences(expected, found):
+        raise ValueError(f"the parameters are not those of this FoxConfig:\n{difference}")
+
+
+def _as_module(tree: Params) -> nnx.Dict[Any]:
+    return nnx.Dict(
+        {name: _as_module(leaf) if isinstance(leaf, dict) else nnx.Param(leaf) for name, leaf in tree.items()}
+    )
+
+
+class Fox(nnx.Module):
+    """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
+
+    Works in NNX's tree mode (no shared references, no lifted transforms needed): take `model.params()` to train.
+    """
+
+    def __init__(
+        self,
+        config: FoxConfig,
+        runtime: FoxRuntime | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+        params: Params | None = None,
+    ):
+        """Makes a model with fresh parameters from `rngs`, or around existing ones.
+
+        Args:
+          config, runtime: what the model is, and how it is run.
+          rngs: source of the initial parameters (stream "params").
+          params: canonical tree, for instance from `convert.load_official`.
+
+        Raises:
+          ValueError: neither or both of rngs and params, or params of another config.
+        """
+        if (rngs is None) == (params is None):
+            raise ValueError("Fox needs exactly one of rngs (fresh parameters) and params (existing ones)")
+        if params is None:
+            assert rngs is not None
+            params = init_params(config, rngs.params())
+        _check_params(config, params)
+        self.config = config
+        self.runtime = runtime or FoxRuntime()
+        self.embed = _as_module(params["embed"])
+        self.layers = _as_module(params["layers"])
+        self.norm = _as_module(params["norm"])
+        self.lm_head = _as_module(params["lm_head"])
+
+    def params(self) -> Params:
+        """The parameters as a pure dict by canonical names."""
+        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        state: FoxState | None = None,
+        reset: Mask | None = None,
+        *,
+        mask: Mask | None = None,
+    ) -> tuple[Float[Array, "B T V"], FoxState | None]:
+        """Logits for the tokens and the state after them; see `apply`."""
+        return apply(self.config, self.runtime, self.params(), tokens, state, reset, mask)

@@ -1,0 +1,194 @@
+"""What surrounds the attention kernel: projections, KV-shift, QK-norm, rotary positions, gates, thresholds, output.
+
+The order of operations is that of the official code (FoX section 3 and appendix; room README).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kernels.forgetting_attention import threshold_from_bound
+from models.common.layers import activation, at_least_float32, linear, rms_norm, rotate
+from models.common.shapes import Activations, Params
+from models.common.sharding import constrain, gathered
+from models.fox.config import FoxConfig, FoxRuntime
+from models.fox.parameters import FIXED_GATE
+from models.fox.span import Span
+
+# The official q_norm and k_norm ignore norm_eps.
+QK_NORM_EPS = 1e-5
+
+
+class AttentionInputs(NamedTuple):
+    """What the kernel sees, and what the next call's shift needs.
+
+    Attributes:
+      q: [B, T, N, H]; k, v: [B, T, K, H], shifted, normalised and rotated, in the compute dtype.
+      log_fgate: [B, T, N] float32, <= 0; 0 on padding.
+      unshifted_k, unshifted_v: [B, T, K, H] projections before the shift.
+    """
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
+    log_fgate: Float[Array, "B T N"]
+    unshifted_k: Float[Array, "B T K H"]
+    unshifted_v: Float[Array, "B T K H"]
+
+
+def shift(
+    x: Activations,
+    projected: Float[Array, "B T K H"],
+    params: Params,
+    span: Span,
+    previous: Float[Array, "B K H"] | None,
+) -> Float[Array, "B T K H"]:
+    """KV-shift: a_t * y_{t-1} + (1 - a_t) * y_t with a_t = sigmoid(W x_t), one scalar per head (fox.md 3.3).
+
+    The predecessor of a document's first token is zero; that of a call's first token is `previous`, if the
+    document began in an earlier call. The mix is computed in float32 and cast back.
+
+    Args:
+      x: attention input.
+      projected: y = W_k x (or W_v x).
+      params: {"kernel": [D, K]}.
+      previous: last projection of the previous call; None = zero.
+    """
+    mix = jax.nn.sigmoid(at_least_float32(linear(x, params, projected.dtype)))[..., None]
+    shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    earlier = jnp.where(span.predecessor[..., None, None], shifted, 0)
+    if previous is not None:
+        # has_past and no predecessor in this call: the first real token, continuing an earlier call's document.
+        continues = (span.has_past & ~span.predecessor)[..., None, None]
+        earlier = jnp.where(continues, previous[:, None].astype(projected.dtype), earlier)
+    mixed = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
+    return mixed.astype(projected.dtype)
+
+
+def log_forget_gates(config: FoxConfig, params: Params, x: Activations, dtype: str) -> Float[Array, "B T N"]:
+    """log f_t = log sigmoid(w x_t + b) per query head, in float32 from the logits on (fox.md 1.4, 3.4)."""
+    if config.fgate_type == "full":
+        gate = params["fgate_proj"]
+        logits = at_least_float32(linear(x, {"kernel": gate["kernel"]}, dtype)) + gathered(gate["bias"])
+        return jax.nn.log_sigmoid(logits)
+    shape = (*x.shape[:2], config.num_heads)
+    if config.fgate_type == "none":
+        return constrain(jnp.zeros(shape, at_least_float32(x).dtype), ("batch", "length", None))
+    if config.fgate_type == "fixed":
+        bias = jax.lax.stop_gradient(params[FIXED_GATE]["bias"])
+    else:
+        bias = params["fgate"]["bias"]
+    gates = jnp.broadcast_to(jax.nn.log_sigmoid(at_least_float32(gathered(bias))), shape)
+    return constrain(gates, ("batch", "length", None))
+
+
+def attention_inputs(
+    config: FoxConfig,
+    params: Params,
+    x: Activations,
+    span: Span,
+    dtype: str,
+    last_k: Float[Array, "B K H"] | None = None,
+    last_v: Float[Array, "B K H"] | None = None,
+) -> AttentionInputs:
+    """Projections, then shift, then QK-norm, then rotary positions; and the gates.
+
+    Args:
+      params: the layer's "attn" group.
+      x: normalised input.
+      span: what `make_span` says about the call.
+      dtype: compute dtype.
+      last_k, last_v: newest unshifted projections of the previous call; None = there was none.
+    """
+
+    def heads(name: str, count: int) -> Array:
+        return linear(x, params[name], dtype).reshape(*x.shape[:2], count, config.head_dim)
+
+    q = heads("q_proj", config.num_heads)
+    unshifted_k, unshifted_v = heads("k_proj", config.kv_heads), heads("v_proj", config.kv_heads)
+    k, v = unshifted_k, unshifted_v
+    if config.use_k_shift:
+        k = shift(x, k, params["k_shift"], span, last_k)
+    if config.use_v_shift:
+        v = shift(x, v, params["v_shift"], span, last_v)
+    if config.qk_norm:
+        q = rms_norm(q, _per_head(params["q_norm"]["scale"], config.head_dim), QK_NORM_EPS)
+        k = rms_norm(k, _per_head(params["k_norm"]["scale"], config.head_dim), QK_NORM_EPS)
+    if config.use_rope:
+        q, k = (rotate(y, span.positions, config.rope_base) for y in (q, k))
+    log_fgate = log_forget_gates(config, params, x, dtype)
+    if span.mask is not None:
+        log_fgate = jnp.where(span.mask[..., None], log_fgate, 0)
+    return AttentionInputs(q, k, v, log_fgate, unshifted_k, unshifted_v)
+
+
+def _per_head(scale: Float[Array, " C"], head_dim: int) -> Float[Array, "*N H"]:
+    """[H] shared by all heads stays as it is; [N * H] becomes [N, H]."""
+    return scale if scale.shape[0] == head_dim else gathered(scale).reshape(-1, head_dim)
+
+
+def score_bound(config: FoxConfig, params: Params) -> Float[Array, " N"]:
+    """U_h = sqrt(H) max|w_q,h| max|w_k,h| >= |q k| / sqrt(H), from the QK-norm weights (fox.md 2.1 a, b).
+
+    A normalised and scaled vector is at most sqrt(H) max|w| long, and rotations keep its length. With shared
+    weights every head gets the same bound; a key head serves N / K query heads.
+    """
+    q_scale, k_scale = (
+        jnp.max(
+            jnp.abs(at_least_float32(_per_head(gathered(params[name]["scale"]), config.head_dim))), axis=-1
+        )
+        for name in ("q_norm", "k_norm")
+    )
+    group = config.num_heads // config.kv_heads
+    bound = jnp.broadcast_to(q_scale, (config.num_heads,)) * jnp.repeat(
+        jnp.broadcast_to(k_scale, (config.kv_heads,)), group
+    )
+    return jax.lax.stop_gradient(config.head_dim**0.5 * bound)
+
+
+def pruning_threshold(
+    config: FoxConfig, runtime: FoxRuntime, params: Params, batch: int, num_keys: int
+) -> Float[Array, "B N"] | str | None:
+    """ACP's threshold for one layer, in the form the kernel takes.
+
+    Args:
+      params: the layer's attention parameters.
+      num_keys: L of the threshold's ln L: the most keys a row can see, padding included.
+
+    Returns:
+      None without pruning (ACP off, or no gates); -(2 U + ln L) + log eps per head from the QK-norm weights; or
+      the name of the kernel's own rule, "auto" or "tight", which look at q and k.
+    """
+    tolerance = runtime.log_pruning_tolerance
+    if tolerance is None or not config.is_gated:
+        return None
+    if runtime.adaptive_threshold != "weights":
+        return runtime.adaptive_threshold
+    if not config.qk_norm:
+        return "auto"
+    limit = threshold_from_bound(
+        score_bound(config, params), num_keys=num_keys, log_pruning_tolerance=tolerance
+    )
+    return constrain(jnp.broadcast_to(limit, (batch, config.num_heads)), ("batch", None))
+
+
+def output_projection(
+    config: FoxConfig, params: Params, x: Activations, attended: Float[Array, "B T N H"], dtype: str
+) -> Activations:
+    """Steps 6 and 7 of fox.md 3.3: RMSNorm per head, then the output gate, then o_proj.
+
+    Norm and gate are computed in float32 and rounded once.
+    """
+    y = at_least_float32(attended)
+    if config.use_output_norm:
+        y = rms_norm(y, _per_head_scale(params["output_norm"]["scale"], config), config.norm_eps)
+    y = y.reshape(x.shape)
+    if config.use_output_gate:
+        y = y * activation(config.ogate_act, at_least_float32(linear(x, params["ogate_proj"], dtype)))
+    return linear(y, params["o_proj"], dtype)
+
+
+def _per_head_scale(scale: Float[Array, " D"], config: FoxConfig) -> Float[Array, "N H"]:
+    return gathered(scale).reshape(config.num_heads, config.head_dim)
