@@ -1,10 +1,17 @@
 """From a DataConfig to examples: the one function trainers and evaluators call."""
 
+from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 from tasks.lm.data.config import DataConfig
 from tasks.lm.data.documents import Documents, FlatDocuments, content_hashes, held_out, split
+from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments, find_arrays
 from tasks.lm.data.packing import Examples, PackedExamples, WholeDocuments, WindowExamples
+from tasks.lm.data.prepare import prepare
+from tasks.lm.data.progress import progress_bar
+from tasks.lm.data.readers import FolderReader, Reader, TfdsReader
+from tasks.lm.data.shards import MANIFEST, ShardDocuments
 from tasks.lm.data.stdlib import stdlib_texts
 from tasks.lm.data.tokenizers import (
     BytesTokenizer,
@@ -20,9 +27,11 @@ from tasks.lm.data.tokenizers import (
 class LMData(NamedTuple):
     """What `build` returns.
 
-    train: training examples by index. Shuffle them, unless `train.ordered` (LongCrawl64's official batch order).
+    train: training examples by index. Shuffle them, unless `train.ordered` (LongCrawl64's official batch
+    order).
     validation: all held-out documents as examples of the same length, in order; None if nothing is held out.
-    validation_documents: the first eval_length tokens of every held-out document that has as many (may be none).
+    validation_documents: the first eval_length tokens of every held-out document that has as many (may be
+    none).
     tokenizer: to encode prompts, decode samples, and count bytes per token.
     train_documents, held_out_documents: the documents behind them.
     """
@@ -36,7 +45,7 @@ class LMData(NamedTuple):
 
 
 def make_tokenizer(config: DataConfig) -> Tokenizer:
-    """The tokenizer a configuration names. A `bpe` is trained on the embedded training split, once, and cached.
+    """The tokenizer a configuration names. A `bpe` is trained on the embedded training split, once.
 
     Raises:
         ImportError: an optional package is missing.
@@ -62,6 +71,27 @@ def _stdlib(config: DataConfig, tokenizer: Tokenizer) -> tuple[Documents, Docume
     names, texts = zip(*stdlib_texts(), strict=True)
     documents = FlatDocuments(tokenizer.encode_batch(texts), names)
     return split(documents, content_hashes(t.encode() for t in texts), config.validation_fraction)
+
+
+def open_shards(config: DataConfig, tokenizer: Tokenizer) -> ShardDocuments:
+    """The shards behind sources `text` and `tfds`. Raw text is made into shards in the cache first, once.
+
+    Raises:
+        ImportError: an optional package is missing.
+        DataFileError: what cannot be read, and why.
+    """
+    folder = Path(config.path).expanduser()
+    if config.source == "text" and ((folder / MANIFEST).is_file() or any(folder.glob("shard-*.json"))):
+        return ShardDocuments(folder, tokenizer, allow_changed_inputs=config.allow_changed_inputs)
+    if config.source == "text":
+        reader: Reader = FolderReader(config.path, config.text_field)
+    else:
+        reader = TfdsReader(config.tfds_name, config.path, config.tfds_split, config.text_field)
+    options = [reader.location, reader.options, tokenizer.fingerprint, config.cut, config.on_error]
+    output = config.cache() / f"shards-{blake2b(repr(options).encode(), digest_size=8).hexdigest()}"
+    with progress_bar("tokenising") as progress:
+        prepare(reader, tokenizer, output, cut=config.cut, on_error=config.on_error, progress=progress)
+    return ShardDocuments(output, tokenizer)
 
 
 def build(
@@ -91,20 +121,41 @@ def build(
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of the tokenizer "
             f"{tokenizer.name!r}: set it to {tokenizer.vocab_size} or more"
         )
-    train_documents, held_out_documents = _stdlib(config, tokenizer)
-    train = _examples(config, train_documents, seq_len, tokenizer)
+    if config.source == "longcrawl64":
+        train_documents, held_out_documents, train = _longcrawl(config, tokenizer, seq_len, batch_size)
+    else:
+        if config.source == "stdlib":
+            train_documents, held_out_documents = _stdlib(config, tokenizer)
+        else:
+            shards = open_shards(config, tokenizer)
+            train_documents, held_out_documents = split(shards, shards.hashes, config.validation_fraction)
+        train = _examples(config, train_documents, seq_len, tokenizer)
+    whole = WholeDocuments(held_out_documents, eval_length or seq_len, bos_id=tokenizer.bos_id)
     return LMData(
         train=train,
         validation=_examples(config, held_out_documents, seq_len, tokenizer)
         if len(held_out_documents)
         else None,
-        validation_documents=WholeDocuments(
-            held_out_documents, eval_length or seq_len, bos_id=tokenizer.bos_id
-        ),
+        validation_documents=whole,
         tokenizer=tokenizer,
         train_documents=train_documents,
         held_out_documents=held_out_documents,
     )
+
+
+def _longcrawl(
+    config: DataConfig, tokenizer: Tokenizer, seq_len: int, batch_size: int | None
+) -> tuple[Documents, Documents, Examples]:
+    if batch_size is None:
+        raise ValueError(
+            "data.source='longcrawl64' needs the global batch size: its official order depends on it"
+        )
+    train_path, held_out_path = find_arrays(config.path, config.validation_path)
+    documents = ZarrDocuments(train_path, tokenizer.vocab_size)
+    train = LongCrawlExamples(documents, seq_len, batch_size, bos_id=tokenizer.bos_id)
+    if held_out_path is None:
+        return documents, FlatDocuments([], []), train
+    return documents, ZarrDocuments(held_out_path, tokenizer.vocab_size), train
 
 
 def _examples(config: DataConfig, documents: Documents, seq_len: int, tokenizer: Tokenizer) -> Examples:

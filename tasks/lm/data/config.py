@@ -13,23 +13,28 @@ MODES = ("packed", "windows")
 class DataConfig:
     """Which text, tokenised how, cut how. Validates itself.
 
-    source:  stdlib (the running Python's own sources; no files needed), text (a folder of text, or of the shards that
-             `python -m tasks.lm.data prepare` made), longcrawl64 (zarr), tfds (a prepared TFDS data set).
-    path:    text: the folder. longcrawl64: the folder of train.zarr and heldout.zarr, or the training array itself.
+    source:  stdlib (the running Python's own sources; no files needed), text (a folder of text, or of the
+             shards that `python -m tasks.lm.data prepare` made), longcrawl64 (zarr), tfds (a prepared TFDS
+             data set).
+    path:    text: the folder. longcrawl64: the folder of train.zarr and heldout.zarr, or the training array
+             itself.
              tfds: data_dir (default: TFDS's own), or the folder of one prepared data set.
     validation_path: longcrawl64: the held-out array, if it is not `<path>/heldout.zarr`.
-    tokenizer, tokenizer_path: bytes; gpt2 (rank files); hf (tokenizer.json); bpe (trained on the embedded text).
+    tokenizer, tokenizer_path: bytes; gpt2 (rank files); hf (tokenizer.json); bpe (trained on the embedded
+    text).
     bos_token, eos_token: hf: names of the tokens that begin and end documents, where they are unusual.
     json_escape: tokenise JSON-escaped text (what LongCrawl64 was made with; always on there).
     bpe_vocab_size: size of the BPE trained here.
     mode:    packed or windows, see `packing.py`.
-    validation_fraction: expected share of documents held out (by content hash). longcrawl64 has its own held-out set.
+    validation_fraction: expected share of documents held out (by content hash). longcrawl64 has its own
+    held-out set.
     text_field: field that holds the text, in JSON lines and TFDS examples.
     cut:     text: documents of more UTF-8 bytes than this are cut at line ends; 0: never.
     on_error: text: skip or fail on files and lines that cannot be read.
     allow_changed_inputs: text: train on shards although the files they were made from have changed since.
     tfds_name, tfds_split: tfds: the data set and its split.
-    cache_dir: where trained tokenizers and shards made on the fly go (default: $FOXTROT_CACHE or ~/.cache/foxtrot).
+    cache_dir: where trained tokenizers and shards made on the fly go (default: $FOXTROT_CACHE or
+    ~/.cache/foxtrot).
     """
 
     source: str = "stdlib"
@@ -66,6 +71,15 @@ class DataConfig:
             raise ValueError(f"data.cut must be a number of bytes, or 0 for never, got {self.cut}")
         if self.source in ("text", "longcrawl64") and not self.path:
             raise ValueError(f"data.source={self.source!r} needs data.path")
+        if self.source == "longcrawl64" and self.mode != "windows":
+            raise ValueError(
+                "data.source='longcrawl64' is cut into windows as in the paper: set data.mode='windows'"
+            )
+        if self.source == "longcrawl64" and self.tokenizer not in ("gpt2", "hf"):
+            raise ValueError(
+                "data.source='longcrawl64' holds GPT-2 ids: set data.tokenizer='gpt2', not "
+                f"{self.tokenizer!r}"
+            )
         if self.source == "tfds" and not (self.tfds_name or self.path):
             raise ValueError(
                 "data.source='tfds' needs data.tfds_name, or data.path=<folder of a prepared data set>"

@@ -61,7 +61,7 @@ class Subset:
     """Some documents of a source, in a given order."""
 
     def __init__(self, documents: Documents, indices: Int[np.ndarray, " n"]):
-        self._documents = documents
+        self.source = documents
         self._indices = np.asarray(indices, np.int64)
         self._lengths = documents.lengths[self._indices]
 
@@ -73,10 +73,10 @@ class Subset:
         return len(self._indices)
 
     def read(self, index: int, start: int, stop: int) -> np.ndarray:
-        return self._documents.read(int(self._indices[index]), start, stop)
+        return self.source.read(int(self._indices[index]), start, stop)
 
     def name(self, index: int) -> str:
-        return self._documents.name(int(self._indices[index]))
+        return self.source.name(int(self._indices[index]))
 
 
 def content_hash(content: bytes) -> int:
@@ -90,11 +90,11 @@ def content_hashes(contents: Iterable[bytes]) -> UInt64[np.ndarray, " n"]:
 
 
 def held_out(hashes: UInt64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarray, " n"]:
-    """True for the documents kept for validation: those whose hash falls in the lowest `fraction` of its range.
+    """True for the documents kept for validation: those with a hash in the lowest `fraction` of its range.
 
     Membership depends on a document's content alone, so adding, renaming or reordering files moves no other
-    document across, and two copies of a text are always on one side. If no document falls in, the one with the
-    lowest hash (and its copies) is taken, so that a small folder has something to validate on.
+    document across, and two copies of a text are always on one side. If no document falls in, the one with
+    the lowest hash (and its copies) is taken, so that a small folder has something to validate on.
 
     Args:
         hashes: content hash of each document.
@@ -112,9 +112,10 @@ def held_out(hashes: UInt64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarr
         chosen = hashes == hashes.min()
     if chosen.all():
         raise ValueError(
-            f"all {len(hashes)} document(s) fall into the validation split, none is left to train on: the split is "
-            "by document, so give more than one (for one long text: prepare it with --cut=65536, which cuts it "
-            "into documents at line ends), lower validation_fraction, or set it to 0 to validate on nothing"
+            f"all {len(hashes)} document(s) fall into the validation split, none is left to train on: the "
+            "split is by document, so give more than one (for one long text: set cut=65536, which makes "
+            "documents of it by cutting at line ends), lower validation_fraction, or set "
+            "it to 0 to validate on nothing"
         )
     return chosen
 
@@ -122,8 +123,8 @@ def held_out(hashes: UInt64[np.ndarray, " n"], fraction: float) -> Bool[np.ndarr
 def scattered_order(count: int) -> Int[np.ndarray, " count"]:
     """A fixed pseudo-random order of `count` documents, the same in every version of every library.
 
-    Neighbouring files (one folder, one crawl) would otherwise share packed rows. splitmix64 of the index is the
-    sort key.
+    Neighbouring files (one folder, one crawl) would otherwise share packed rows. splitmix64 of the index is
+    the sort key.
     """
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

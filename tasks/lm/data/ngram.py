@@ -1,10 +1,11 @@
 """Byte n-gram models: what a language model has to beat before its loss says anything.
 
-Interpolated Witten-Bell smoothing with a strength per order: P_n(c | h) = (N(h, c) + s_n U(h) P_{n-1}(c)) / (N(h) +
-s_n U(h)), with N counts, U(h) the number of different symbols seen after h (at least 1), P_0 uniform. The strengths
-are chosen on a tenth of the training documents (see `fit`). Symbols are the 256 bytes and the end of the document;
-contexts before its start are a mark of their own. So the models predict exactly the labels of mode `packed`, with
-full context, and figures are comparable: nats summed over bytes and ends, divided by the number of bytes.
+Interpolated Witten-Bell smoothing with a strength per order: P_n(c | h) = (N(h, c) + s_n U(h) P_{n-1}(c)) /
+(N(h) + s_n U(h)), with N counts, U(h) the number of different symbols seen after h (at least 1), P_0
+uniform. The strengths are chosen on a tenth of the training documents (see `fit`). Symbols are the 256
+bytes and the end of the document; contexts before its start are a mark of their own. So the models predict
+exactly the labels of mode `packed`, with full context, and figures are comparable: nats summed over bytes
+and ends, divided by the number of bytes.
 """
 
 from collections.abc import Iterator, Sequence

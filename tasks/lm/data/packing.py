@@ -2,19 +2,20 @@
 
 Two modes:
 
-packed    The documents are laid end to end, each as `BOS t0 .. t(n-1)` with labels `t0 .. t(n-1) EOS`, and the
-          stream is cut into rows of T. `reset` marks document starts and row starts: nothing is attended or carried
-          across a mark. A document longer than its row goes on in the next one from a fresh state.
-windows   Each document is cut into windows of T (the paper's protocol): labels are the window itself, inputs the
-          window shifted right by one with BOS first, so the token before the window is not used and a document's
-          end is not predicted. The last window of a document is padded.
+packed    The documents are laid end to end, each as `BOS t0 .. t(n-1)` with labels `t0 .. t(n-1) EOS`, and
+          the stream is cut into rows of T. `reset` marks document starts and row starts: nothing is
+          attended or carried across a mark. A document longer than its row goes on in the next one from a
+          fresh state.
+windows   Each document is cut into windows of T (the paper's protocol): labels are the window itself,
+          inputs the window shifted right by one with BOS first, so the token before the window is not used
+          and a document's end is not predicted. The last window of a document is padded.
 
-Both pad with `pad_id`, `loss_mask` False, the padding being a segment of its own. Example i comes from prefix sums by
-binary search, O(log documents).
+Both pad with `pad_id`, `loss_mask` False, the padding being a segment of its own. Example i comes from
+prefix sums by binary search, O(log documents).
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -24,6 +25,7 @@ from tasks.lm.data.documents import Documents
 Example = Mapping[str, np.ndarray]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Training examples by index. `ordered` asks for batches in index order (no shuffling)."""
 
@@ -53,7 +55,7 @@ def _check_index(index: int, length: int) -> int:
 def window_example(
     window: Int[np.ndarray, " n"], seq_len: int, bos_id: int, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """One example whose labels are `window` (n <= seq_len tokens): inputs are shifted right, BOS first, then padding."""
+    """One example with labels `window` (n <= seq_len tokens): inputs shifted right, BOS first; then pads."""
     n = len(window)
     tokens = np.full(seq_len, pad_id, np.int32)
     labels = np.full(seq_len, pad_id, np.int32)
@@ -138,7 +140,7 @@ class PackedExamples:
 
 
 class WindowExamples:
-    """Mode `windows`: every window of T tokens of every document, in document order. Empty documents give none.
+    """Mode `windows`: every window of T tokens of every document, in order. Empty documents give none.
 
     Raises:
         ValueError: no documents, or seq_len < 1, or all documents empty.

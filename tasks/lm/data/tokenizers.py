@@ -1,4 +1,4 @@
-"""Tokenizers: bytes (no dependency), GPT-2 BPE from local rank files, Hugging Face tokenizer.json, BPE trained here.
+"""Tokenizers: bytes (no dependency), GPT-2 BPE from rank files, tokenizer.json, BPE trained here.
 
 All have the same face (`Tokenizer`). Nothing is ever downloaded.
 """
@@ -34,6 +34,7 @@ class Tokenizer:
     pad_id: int
     fingerprint: str
     """Hex digest of everything that decides the ids: equal fingerprints give equal ids."""
+    can_decode: bool = True
     token_bytes: np.ndarray | None
     """int32 [vocab_size]: UTF-8 bytes each id stands for, 0 for special ids. None where not known."""
 
@@ -99,12 +100,13 @@ class BytesTokenizer(Tokenizer):
 
 
 class PretokenizedGPT2(Tokenizer):
-    """Stands in for GPT-2 BPE where data is tokenised already and no rank files are at hand: ids only, no text."""
+    """Stands in for GPT-2 BPE where data is tokenised already and no rank files are at hand: ids, no text."""
 
     name = "gpt2-ids"
     vocab_size, bos_id, eos_id, pad_id = GPT2_RANKS + 1, GPT2_RANKS, GPT2_RANKS, GPT2_RANKS
     fingerprint = _digest("gpt2-ids")
     token_bytes = None
+    can_decode = False
 
     def encode(self, text: str) -> np.ndarray:
         raise ValueError(self._message())
@@ -115,7 +117,8 @@ class PretokenizedGPT2(Tokenizer):
     @staticmethod
     def _message() -> str:
         return (
-            "this run has GPT-2 token ids but no rank files to turn them into text: set data.tokenizer='gpt2' and "
+            "this run has GPT-2 token ids but no rank files to turn them into text: set "
+            "data.tokenizer='gpt2' and "
             "data.tokenizer_path=<a .tiktoken file, or a folder with encoder.json and vocab.bpe>"
         )
 
@@ -166,7 +169,7 @@ def _ranks_from_tiktoken(path: Path) -> dict[bytes, int]:
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2 BPE. `path`: a .tiktoken rank file, or a folder (or a file of it) with encoder.json and vocab.bpe.
+    """GPT-2 BPE. `path`: a .tiktoken rank file, or a folder (or a file in it) of encoder.json and vocab.bpe.
 
     The id after the last rank (50256 for the full table) begins, ends and pads documents.
 
@@ -197,8 +200,10 @@ class GPT2Tokenizer(Tokenizer):
             )
         if len(ranks) > GPT2_RANKS:
             raise ValueError(
-                f"{path}: {len(ranks)} ranks, but GPT-2 has {GPT2_RANKS}: another vocabulary, whose text is split "
-                "differently; give r50k_base.tiktoken, or that vocabulary's tokenizer.json with data.tokenizer='hf'"
+                f"{path}: {len(ranks)} ranks, but GPT-2 has {GPT2_RANKS}: another vocabulary, whose text "
+                "is split "
+                "differently; give r50k_base.tiktoken, or that vocabulary's tokenizer.json with "
+                "data.tokenizer='hf'"
             )
         end = len(ranks)
         self._encoding = tiktoken.Encoding(
@@ -263,7 +268,8 @@ class HFTokenizer(Tokenizer):
         bos = eos if bos is None else bos
         if eos is None or bos is None:
             raise ValueError(
-                f"{path}: no token named like {', '.join(_EOS_NAMES[:5])}: name the one that begins and the one that "
+                f"{path}: no token named like {', '.join(_EOS_NAMES[:5])}: name the one that begins and "
+                "the one that "
                 "ends documents by data.bos_token and data.eos_token"
             )
         self.bos_id, self.eos_id = bos, eos
@@ -303,9 +309,10 @@ class HFTokenizer(Tokenizer):
 
 
 class JsonEscaped(Tokenizer):
-    """Any tokenizer, on JSON-escaped text: what LongCrawl64 was made with (newline as backslash-n, non-ASCII as \\uXXXX).
+    """Any tokenizer, on JSON-escaped text: what LongCrawl64 was made with.
 
-    `token_bytes` and `decode_bytes` count the escaped text.
+    A newline is tokenised as backslash and n, non-ASCII as backslash, u and four digits. `token_bytes` and
+    `decode_bytes` count the escaped text.
     """
 
     def __init__(self, inner: Tokenizer):
