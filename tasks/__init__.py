@@ -6,10 +6,11 @@ from pathlib import Path
 try:
     from models.common.siblings import PACKAGES, require_siblings
 except ModuleNotFoundError as error:
-    found = find_spec("models")
+    home, found = Path(__file__).resolve().parents[1], find_spec("models")
+    where = f"{found.origin}, which shadows it" if found else "nothing of that name"
     raise ImportError(
-        f"Foxtrot needs its own package 'models' from {Path(__file__).resolve().parents[1]}, but Python finds "
-        f"{found.origin if found else 'nothing of that name'}. Run from another folder or rename the other package."
+        f"Foxtrot needs its own package 'models' from {home}, but Python finds {where}. "
+        f"Run from another folder, put {home} first on PYTHONPATH, or rename the other package."
     ) from error
 
 require_siblings(*PACKAGES)

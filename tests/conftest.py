@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import beartype.typing  # noqa: F401  named in TYPECHECKER below
 import hypothesis
 import jaxtyping
 import pytest
@@ -26,11 +27,14 @@ CHECKED_PACKAGES = ["kernels", "models", "tasks"]
 DEVICE_MARKERS = ("gpu", "tpu")
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
-# Every function of these packages is checked against its annotations while the suite runs (shapes, dtypes and
-# plain types); an int passes where a float is declared, as PEP 484 says. Must precede their first import.
-jaxtyping.install_import_hook(
-    CHECKED_PACKAGES, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+# Every function of these packages is checked against its annotations while the suite runs: shapes, dtypes and
+# plain types. An int passes where a float is declared, as PEP 484 says; `Self` is not checked, for the hook
+# decorates methods one by one and beartype cannot tell which class is meant. Must precede their first import.
+TYPECHECKER = (
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
+    "hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})))"
 )
+jaxtyping.install_import_hook(CHECKED_PACKAGES, TYPECHECKER)
 
 # Property tests draw the same examples on every run, and a slow machine is not a failure.
 hypothesis.settings.register_profile("foxtrot", deadline=None, derandomize=True, print_blob=True)

@@ -1,4 +1,4 @@
-"""A stranger's package called `models`, `kernels`, ... in front of ours fails early, with a message naming it."""
+"""A stranger's package called `models`, `kernels`, ... in front of ours fails early and is named."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_missing_package_is_named():
 
 
 def test_namespace_folder_in_front_of_nothing_is_no_problem(run_python, tmp_path):
-    """A plain folder `models` (of checkpoints, say) in the working directory is not a package: ours is found."""
+    """A plain folder `models` (of checkpoints, say) in the working directory is no package: ours is found."""
     (tmp_path / "models").mkdir()
     done = run_python("-c", "import tasks, models; print(models.__file__)", cwd=tmp_path)
     assert Path(done.stdout.strip()) == ROOT / "models" / "__init__.py"
