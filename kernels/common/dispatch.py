@@ -5,9 +5,10 @@ the implementations in order of preference and takes the first that gives no rea
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 
+@runtime_checkable
 class Implementation(Protocol):
     """What dispatch needs to know of an implementation: whether it can take the call described by `request`."""
 

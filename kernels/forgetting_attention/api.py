@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kernels.common.dispatch import choose, explain_choice
-from kernels.forgetting_attention import arguments, pruning, reference
+from kernels.forgetting_attention import arguments, pruning, reference, xla_chunked
 from kernels.forgetting_attention.config import Options, Request, TileConfig, default_tiles
 from kernels.forgetting_attention.spans import KeySpans
 
@@ -25,10 +25,11 @@ class AttentionImplementation(NamedTuple):
 
 
 IMPLEMENTATIONS: Mapping[str, AttentionImplementation] = {
+    "xla_chunked": AttentionImplementation(xla_chunked.supports, xla_chunked.attention, xla_chunked.partial),
     "reference": AttentionImplementation(reference.supports, reference.attention, reference.partial),
 }
 # Automatic choice, best first. `reference` holds T x S arrays, so it runs only when asked for by name.
-PREFERENCE = ("reference",)
+PREFERENCE = ("xla_chunked",)
 
 
 def forgetting_attention(

@@ -5,12 +5,16 @@ D falls along rows and rises along columns, so prunable tiles form a prefix of e
 is found for all row blocks at once by binary search in the block-end sums (the official code walks the blocks one by one).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kernels.common.numerics import compensated_cumsum
+from kernels.common.tiling import blocks
 from kernels.forgetting_attention.config import Tile
+from kernels.forgetting_attention.spans import live_keys, positions
 
 
 def acp_threshold(
@@ -64,15 +68,13 @@ def without_dead(
     seq_start: Int[Array, " B"] | None,
     kv_length: Int[Array, " B"] | None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"]]:
-    """q and k with rows and keys outside of [seq_start, kv_length) set to 0: they may hold anything, NaN included."""
+    """q and k with rows and keys outside of [seq_start, kv_length) set to 0: they may hold anything."""
     if seq_start is None and kv_length is None:
         return q, k
-    length = jnp.full((q.shape[0],), k.shape[1]) if kv_length is None else kv_length
-    first = jnp.zeros_like(length) if seq_start is None else seq_start
-    at = jnp.arange(k.shape[1])
-    row_at = length[:, None] - q.shape[1] + jnp.arange(q.shape[1])
-    live = (at >= first[:, None]) & (at < length[:, None])
-    live_row = row_at >= first[:, None]
+    batch, keys = k.shape[:2]
+    live = live_keys(batch, keys, seq_start, kv_length)
+    at = positions(batch, q.shape[1], keys, kv_length)
+    live_row = at >= (0 if seq_start is None else seq_start[:, None])
     return jnp.where(live_row[:, :, None, None], q, 0), jnp.where(live[:, :, None, None], k, 0)
 
 
@@ -106,9 +108,8 @@ def prune_bounds(
     length = log_fgate.shape[1]
     rows = length if q_length is None else q_length
     hi, lo = (part.swapaxes(1, 2) for part in compensated_cumsum(log_fgate))
-    start, end = kept_tiles(
-        *((part[:, :, length - rows :]) for part in (hi, lo)), -hi, -lo, threshold, tile
-    )  # fmt: skip
+    row_hi, row_lo = hi[:, :, length - rows :], lo[:, :, length - rows :]
+    start, end = kept_tiles(row_hi, row_lo, -hi, -lo, threshold, tile)
     return start * tile[1], jnp.minimum(end * tile[0], rows)
 
 
@@ -122,7 +123,7 @@ def kept_tiles(
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
     """First kept column tile per row tile, and number of kept row tiles per column tile, for D = row + col."""
     first_row = jnp.arange(0, row_hi.shape[2], tile[0])
-    last_col = jnp.minimum(jnp.arange(tile[1], col_hi.shape[2] + tile[1], tile[1]), col_hi.shape[2]) - 1
+    last_col = _last_columns(col_hi.shape[2], tile[1])
 
     def one_head(r_hi: Array, r_lo: Array, c_hi: Array, c_lo: Array, limit: Array) -> tuple[Array, Array]:
         # kept iff row + col >= limit; both row and col are monotone, so each bound is one binary search.
@@ -151,6 +152,84 @@ def _count_pruned(
         low = jnp.where(searching & pruned, middle + 1, low)
         high = jnp.where(searching & ~pruned, middle, high)
     return low
+
+
+class ScoreNorms(NamedTuple):
+    """What the "tight" rule needs to know of q and k, per query head.
+
+    Attributes:
+      q_norm: abs(sm_scale) * |q_i|.
+      k_norm: |k_j|.
+      diagonal: the score of a row with its own key, +inf on dead rows.
+    """
+
+    q_norm: Float[Array, "B N T"]
+    k_norm: Float[Array, "B N S"]
+    diagonal: Float[Array, "B N T"]
+
+
+def score_norms(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    row_at: Int[Array, "B T"],
+    live: Bool[Array, "B T"],
+    sm_scale: float,
+) -> ScoreNorms:
+    """Norms and diagonal scores in float32; `row_at` is the key position of every row."""
+    q, k = jax.lax.stop_gradient((q, k))
+    group = q.shape[2] // k.shape[2]
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    own = jnp.take_along_axis(k, jnp.clip(row_at, 0, k.shape[1] - 1)[:, :, None, None], axis=1)
+    own = jnp.repeat(own, group, axis=2)
+    diagonal = sm_scale * jnp.sum(q.astype(dtype) * own.astype(dtype), axis=-1)
+    diagonal = jnp.where(live[:, :, None], diagonal, jnp.inf)
+    k_norm = jnp.repeat(_norms(k), group, axis=2)
+    return ScoreNorms(
+        (abs(sm_scale) * _norms(q)).swapaxes(1, 2), k_norm.swapaxes(1, 2), diagonal.swapaxes(1, 2)
+    )
+
+
+def kept_tiles_tight(
+    row_hi: Float[Array, "B N T"],
+    row_lo: Float[Array, "B N T"],
+    col_hi: Float[Array, "B N S"],
+    col_lo: Float[Array, "B N S"],
+    norms: ScoreNorms,
+    log_eps: float,
+    tile: Tile,
+) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
+    """As `kept_tiles`, with a bound on the weights of each tile instead of one threshold per head.
+
+    Z_i >= exp(s_ii) and s_ij <= |sm_scale| |q_i| |k_j|, so A_ij <= exp(max |q_i| max |k_j| - s_ii + D_ij) over the
+    tile; if that is below eps / keys everywhere, the tile may go. Tiles that may go need not form a prefix: the
+    first one that must stay decides (and the last row tile that must stay, for the second bound).
+    """
+    first_row = jnp.arange(0, row_hi.shape[2], tile[0])
+    last_col = _last_columns(col_hi.shape[2], tile[1])
+    q_norm, reach = (
+        blocks(norms.q_norm, tile[0], 0.0).max(-1),
+        _tile_reach(row_hi, row_lo, norms.diagonal, tile[0]),
+    )
+    k_norm = blocks(norms.k_norm, tile[1], 0.0).max(-1)
+    # Block pairs, not token pairs; the comparisons are reduced without being stored.
+    gap = row_hi[:, :, first_row, None] + col_hi[:, :, None, last_col]
+    gap += row_lo[:, :, first_row, None] + col_lo[:, :, None, last_col]
+    kept = q_norm[..., None] * k_norm[..., None, :] + reach[..., None] + gap >= log_eps
+    n_rows, n_cols = kept.shape[2:]
+    start = jnp.where(kept, jnp.arange(n_cols, dtype=jnp.int32), n_cols).min(axis=3)
+    end = jnp.where(kept, jnp.arange(1, n_rows + 1, dtype=jnp.int32)[:, None], 0).max(axis=2)
+    return start, end
+
+
+def _tile_reach(row_hi: Array, row_lo: Array, diagonal: Array, rows: int) -> Float[Array, "B N Mr"]:
+    """Per row tile: max over its rows of (lambda_i - lambda_first - s_ii)."""
+    hi, lo = (blocks(x, rows, None) for x in (row_hi, row_lo))
+    since_first = (hi - hi[..., :1]) + (lo - lo[..., :1])
+    return (since_first - blocks(diagonal, rows, jnp.inf)).max(axis=-1)
+
+
+def _last_columns(keys: int, columns: int) -> Int[Array, " Mc"]:
+    return jnp.minimum(jnp.arange(columns, keys + columns, columns), keys) - 1
 
 
 def visited_fraction(
