@@ -84,13 +84,12 @@ def param_shardings(abstract: Any, axes: Any, mesh: Any, rules: ShardingRules) -
       mesh: a `jax.sharding.Mesh`.
       rules: what the names mean.
     """
-    flat, treedef = jax.tree.flatten(abstract)
-    flat_axes = treedef.flatten_up_to(axes)
-    shardings = [
-        NamedSharding(mesh, fit_spec(rules.spec(names), leaf.shape, mesh))
-        for leaf, names in zip(flat, flat_axes, strict=True)
-    ]
-    return treedef.unflatten(shardings)
+
+    def sharding(leaf: Any, names: AxisNames) -> NamedSharding:
+        return NamedSharding(mesh, fit_spec(rules.spec(names), leaf.shape, mesh))
+
+    # The tree of `abstract` decides what is a leaf, so the tuples of names stay whole.
+    return jax.tree.map(sharding, abstract, axes)
 
 
 def active_mesh() -> Any | None:
@@ -113,7 +112,7 @@ def gathered(w: jax.Array) -> jax.Array:
     return w if active_mesh() is None else jax.sharding.reshard(w, PartitionSpec())
 
 
-def per_shard[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+def per_shard[R](function: Callable[..., R]) -> Callable[..., R]:
     """Runs `function` on each device's own part of the batch; `function` itself without a mesh.
 
     For kernels, which see local arrays only. Every array argument and every result has the batch as its first
@@ -121,14 +120,14 @@ def per_shard[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     computed whole on every device.
     """
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any) -> R:
         mesh = active_mesh()
         if mesh is None:
-            return function(*args)  # type: ignore[call-arg]
+            return function(*args)
         batch = jax.tree.leaves(args)[0].shape[0]
         spec = fit_spec(PartitionSpec(ShardingRules().batch), (batch,), mesh)
         local = jax.tree.map(lambda x: jax.sharding.reshard(x, spec), args)
         # Replication is not tracked: raw kernels cannot say how their results vary over the mesh.
         return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*local)
 
-    return call  # type: ignore[return-value]
+    return call

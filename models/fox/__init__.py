@@ -1,5 +1,6 @@
 """Forgetting Transformer (FoX) and the Transformers it is compared with."""
 
+from models.fox import convert
 from models.fox.config import FoxConfig, FoxRuntime
 from models.fox.model import Fox, apply
 from models.fox.parameters import (
@@ -19,6 +20,7 @@ __all__ = [
     "FoxRuntime",
     "FoxState",
     "apply",
+    "convert",
     "count_params",
     "decay_mask",
     "flops_per_token",

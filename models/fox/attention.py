@@ -24,9 +24,9 @@ def _attend(
     tolerance = runtime.log_pruning_tolerance
 
     def local(
-        q: Array, k: Array, v: Array, gates: Array, limit: Array, pads: Array, ids: Array
+        q: Array, k: Array, v: Array, gates: Array, limit: Array | None, pads: Array | None, ids: Array | None
     ) -> tuple[Array, Array]:
-        return forgetting_attention(
+        result = forgetting_attention(
             q,
             k,
             v,
@@ -39,9 +39,12 @@ def _attend(
             tiles=runtime.tiles,
             implementation=runtime.attention_implementation,
         )
+        assert isinstance(result, tuple)
+        return result
 
-    values = None if named is not None else threshold
-    return per_shard(local)(*inputs[:4], values, span.pads, span.segment_ids)
+    q, k, v, gates = inputs[:4]
+    values = None if isinstance(threshold, str) else threshold
+    return per_shard(local)(q, k, v, gates, values, span.pads, span.segment_ids)
 
 
 def attention(

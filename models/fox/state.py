@@ -162,7 +162,8 @@ def _attend_to_past(
         first_kept = None
     else:
         gates = cache.gates
-        row_decay = sum(gate_sums(chunk.inputs.log_fgate))
+        own_hi, own_lo = gate_sums(chunk.inputs.log_fgate)
+        row_decay = own_hi + own_lo
         col_decay = (gates.total_hi[:, None] - gates.hi) + (gates.total_lo[:, None] - gates.lo)
         first_kept = gates.first_kept
     # Id 0 = sees the past. Tokens after a document start count on from 1; padding gets -1 and sees nothing.
