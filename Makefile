@@ -13,6 +13,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 ARGS ?=
+MORE = $(if $(ARGS), $(ARGS))
 
 # The newest versions within pyproject.toml's bounds, but for these: what the GPU machine has is what we test.
 LOCK_PINS := flax==0.12.10 optax==0.2.8
@@ -27,13 +28,13 @@ $(STAMP): requirements.lock pyproject.toml .ci/bootstrap.py
 	@python=$$(sh .ci/find-python) && "$$python" .ci/bootstrap.py
 
 train: $(STAMP)
-	$(RUN) tasks.lm.train --config=configs/fox.py $(ARGS)
+	$(RUN) tasks.lm.train --config=configs/fox.py$(MORE)
 
 test: $(STAMP)
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest$(MORE)
 
 test-all: test
-	$(RUN) pytest -m slow --slow $(ARGS)
+	$(RUN) pytest -m "slow" --slow$(MORE)
 
 lint: $(STAMP)
 	$(RUN) ruff check .

@@ -89,10 +89,9 @@ def forbidden_import(module: Module, name: str) -> str | None:
         allowed = package in ("configs", "ml_collections") or package in sys.stdlib_module_names
         return None if allowed else "configs is a leaf: ml_collections and configs only"
     if package == "configs":
-        shared = room == "common" and module.package in ("tasks", "launch")
-        return (
-            None if shared else "config files are read by path; only tasks and launch import configs.common"
-        )
+        if room == "common" and module.package in ("tasks", "launch"):
+            return None
+        return "config files are read by path; only configs.common may be imported, by tasks and launch"
     if package not in LAYERS:
         return None
     if LAYERS.index(package) > LAYERS.index(module.package):
