@@ -100,7 +100,8 @@ def forgetting_attention(
     threshold, tight_log_eps = _threshold(
         op, q, k, adaptive_threshold, scale, log_pruning_tolerance, seq_start, kv_length
     )
-    options = Options(scale, tight_log_eps, tiles or default_tiles(request))
+    numeric = adaptive_threshold is not None and not isinstance(adaptive_threshold, str)
+    options = Options(scale, tight_log_eps, tiles or default_tiles(request), zero_first_gate=not numeric)
     out, lse = chosen.attention(
         q, k, v, log_fgate, seq_start=seq_start, segment_ids=segment_ids, kv_length=kv_length,
         threshold=threshold, options=options,

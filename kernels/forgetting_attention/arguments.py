@@ -5,13 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ATTENTION_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def is_concrete(x: Any) -> bool:
-    """Whether the values of x can be looked at now (not while tracing)."""
-    return x is not None and not isinstance(x, jax.core.Tracer)
+def host_value(x: Any) -> np.ndarray | None:
+    """The values of x if they can be looked at now: not while tracing, nor if other hosts hold a part."""
+    if x is None or isinstance(x, jax.core.Tracer):
+        return None
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return None
+    return np.asarray(x)
 
 
 def check_shapes(q: Any, k: Any, v: Any, op: str) -> None:
@@ -57,14 +62,16 @@ def check_array(op: str, name: str, x: Any, shape: tuple[int, ...], kind: str) -
 
 def check_range(op: str, name: str, x: Any, low: int, high: int) -> None:
     """Raises ValueError if x holds values outside [low, high]; values that are being traced are not looked at."""
-    if is_concrete(x) and bool(((x < low) | (x > high)).any()):
-        raise ValueError(f"{op}: {name} must lie in [{low}, {high}]; got {x}.")
+    values = host_value(x)
+    if values is not None and ((values < low) | (values > high)).any():
+        raise ValueError(f"{op}: {name} must lie in [{low}, {high}]; got {values}.")
 
 
 def check_gates(op: str, log_fgate: Any) -> None:
     """Raises ValueError if a log gate is positive; NaN passes, since unused positions may hold anything."""
-    if is_concrete(log_fgate):
-        largest = float(jnp.nanmax(log_fgate))
+    values = host_value(log_fgate)
+    if values is not None:
+        largest = float(values.max(initial=-np.inf, where=values == values))
         if largest > 0:
             raise ValueError(
                 f"{op}: log_fgate must be <= 0 (the log of a gate in (0, 1)); its largest value is {largest}. Pass"
@@ -92,7 +99,8 @@ def check_threshold(op: str, threshold: Any, batch: int, heads: int) -> None:
         raise ValueError(
             f"{op}: adaptive_threshold must broadcast to [batch, heads] = [{batch}, {heads}]; got shape {shape}."
         )
-    if is_concrete(threshold) and bool((jnp.asarray(threshold) > 0).any()):
+    values = host_value(threshold)
+    if values is not None and (values > 0).any():
         raise ValueError(
             f"{op}: adaptive_threshold must be <= 0: a positive one prunes the diagonal; got {threshold}."
         )
@@ -126,7 +134,7 @@ def check_values(log_fgate: jax.Array, adaptive_threshold: Any = None) -> None:
     numeric = adaptive_threshold is not None and not isinstance(adaptive_threshold, str)
     top = jnp.max(jnp.asarray(adaptive_threshold)) if numeric else jnp.zeros(())
     gates_top = jnp.nanmax(log_fgate)
-    if is_concrete(gates_top) and is_concrete(top):
+    if host_value(gates_top) is not None and host_value(top) is not None:
         raise_if_positive(gates_top, top)
     else:
         jax.debug.callback(raise_if_positive, gates_top, top)

@@ -79,11 +79,15 @@ class Options:
       sm_scale: scale of the scores.
       tight_log_eps: log(eps / keys) of the "tight" pruning rule, None unless that rule is on.
       tiles: tile sizes of the three passes.
+      zero_first_gate: whether the gate of key 0 gets an exactly zero gradient, as it decays nothing. Off for numeric
+        thresholds: the passes may then prune different entries, and the official kernels leave the sum of that
+        difference there.
     """
 
     sm_scale: float
     tight_log_eps: float | None
     tiles: TileConfig
+    zero_first_gate: bool = True
 
 
 def default_tiles(request: Request) -> TileConfig:

@@ -58,7 +58,8 @@ def attention(
     visible &= jnp.take_along_axis(run, row_at_clipped, axis=1)[:, :, None] == run[:, None, :]
 
     # The gate of a run's first key decays nothing inside the run, so it is switched off with the dead columns.
-    gates = jnp.where((live & ~new_run)[:, :, None], log_fgate, 0)
+    silent = new_run if options.zero_first_gate else new_run & (columns > 0)
+    gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
     decay = jnp.cumsum(gates, axis=1)
     row_decay = jnp.take_along_axis(decay, row_at_clipped[:, :, None], axis=1)
     return _attend(

@@ -95,7 +95,8 @@ def attention(
 
     # The first gate of a run decays no key of the run, and dead positions may hold anything: both count as 0, with
     # an exactly zero gradient.
-    gates = jnp.where((live & ~starts)[:, :, None], log_fgate, 0)
+    silent = starts if options.zero_first_gate else starts & (jnp.arange(keys) > 0)
+    gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
     ends = jnp.roll(starts, -1, axis=1)  # key 0 is always a start, so the last key is always an end
     hi, lo = segment_gate_sums(gates.astype(_accumulator(q)), ends)
     if kv_length is None:
