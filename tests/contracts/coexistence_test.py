@@ -1,9 +1,9 @@
 """Beside Hugging Face transformers (and lm-eval), which look for a package called `kernels` of their own.
 
-What transformers 5 does: it finds our `kernels`, asks for its version (that of the distribution it came with,
-foxtrot; without metadata, `kernels.__version__`) and uses it only within the narrow range it supports. So ours
-carries no `__version__`, and a test below fails should foxtrot's version ever fall into that range. The real
-`kernels` distribution cannot share an environment with ours: the first on the path wins, and ours then says so.
+What transformers 5 does: it finds our `kernels`, asks for its version (that of its distribution, foxtrot, or
+without metadata `kernels.__version__`) and uses it only within the narrow range it supports. So ours carries
+no `__version__`, and a test below fails should foxtrot fall into that range one day. The real `kernels`
+distribution cannot share an environment with ours: the first on the path wins, and ours then says so.
 """
 
 import importlib.util

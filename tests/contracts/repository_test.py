@@ -13,7 +13,7 @@ SKIPPED = {".git", ".venv", "__pycache__", "runs", "data", "build", "dist"}
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.])/(?:work|root|home/\w+|opt|mnt)/",
     "a package index": r"pypi\.org|pythonhosted\.org|registry\.npmjs|(?:extra-)?index-url\b",
-    "a note that is not in the repository": r"\b(?:design|style|ecosystem|feasibility|fox|trecvit|tapnext)\.md\b",
+    "a note from elsewhere": r"\b(?:design|style|ecosystem|feasibility|fox|trecvit|tapnext)\.md\b",
     "unfinished work": r"\b(?:TODO|FIXME|XXX)\b",
 }
 
