@@ -1,6 +1,6 @@
 """Text for language models: sources, tokenizers, shards, packing. See DATA.md beside this package."""
 
-from tasks.lm.data.build import LMData, build, make_tokenizer
+from tasks.lm.data.assemble import LMData, build, make_tokenizer
 from tasks.lm.data.config import DataConfig
 from tasks.lm.data.documents import Documents
 from tasks.lm.data.packing import Examples, PackedExamples, WholeDocuments, WindowExamples

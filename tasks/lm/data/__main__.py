@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.lm.data.build import build, make_tokenizer
+from tasks.lm.data.assemble import build, make_tokenizer
 from tasks.lm.data.config import TOKENIZERS, DataConfig
 from tasks.lm.data.ngram import NgramModels, byte_documents
 from tasks.lm.data.packing import Examples

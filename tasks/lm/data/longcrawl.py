@@ -19,6 +19,11 @@ from tasks.lm.data.tokenizers import need
 _CACHE_BYTES = 256 << 20
 
 
+def _reason(error: Exception) -> str:
+    """tensorstore's message without the specification it appends."""
+    return str(error).partition(" [tensorstore_spec=")[0].partition(" [source locations=")[0]
+
+
 class ZarrDocuments:
     """Rows of a two-dimensional zarr array (version 2 or 3, any codec tensorstore reads, blosc included).
 
@@ -59,7 +64,7 @@ class ZarrDocuments:
             try:
                 self._array = tensorstore.open(spec, read=True).result()
             except ValueError as error:
-                raise DataFileError(f"{self.path}: {error}") from error
+                raise DataFileError(f"{self.path}: {_reason(error)}") from error
         return self._array
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +86,7 @@ class ZarrDocuments:
         try:
             ids = self._open()[first:after, start:stop].read().result().astype(np.int32)
         except (ValueError, FileNotFoundError) as error:
-            raise DataFileError(f"{self.path}, documents {first}..{after - 1}: {error}") from error
+            raise DataFileError(f"{self.path}, documents {first}..{after - 1}: {_reason(error)}") from error
         if ids.size and (ids.max() >= self.vocab_size or ids.min() < 0):
             row = int(np.argmax((ids >= self.vocab_size).any(1) | (ids < 0).any(1)))
             raise DataFileError(

@@ -68,7 +68,7 @@ def units_of(parts: Iterable[Slice], shard_bytes: int) -> list[tuple[Slice, ...]
 
 
 def pieces(text: str, limit: int) -> Iterator[str]:
-    """The text cut after line ends into pieces of up to `limit` bytes (a longer line is a piece); 0: uncut."""
+    """The text, cut at line ends into pieces of up to `limit` bytes (a longer line is a piece); 0: uncut."""
     if limit == 0 or len(text.encode("utf-8", "surrogatepass")) <= limit:
         yield text
         return
@@ -223,7 +223,7 @@ def _work(number: int, parts: tuple[Slice, ...]) -> tuple[int, dict[str, Any]]:
 def _run(
     job: Job, todo: list[tuple[int, tuple[Slice, ...]]], workers: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1 or len(todo) == 1:
+    if workers == 1 or len(todo) <= 1:
         for number, parts in todo:
             yield number, make_shard(job, number, parts)
         return

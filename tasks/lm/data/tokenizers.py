@@ -386,9 +386,9 @@ def cached_bpe(texts: list[str], vocab_size: int, cache: Path) -> HFTokenizer:
     package = need("tokenizers", "a BPE trained on the embedded text")
     key = _digest("bpe", str(vocab_size), package.__version__, *texts)
     path = cache / f"bpe-{vocab_size}-{key}.json"
-    if path.is_file():
-        try:
-            return HFTokenizer(path)
-        except ValueError:
-            path.unlink(missing_ok=True)
-    return train_bpe(texts, vocab_size, path)
+    try:
+        tokenizer = HFTokenizer(path)
+    except ValueError:  # not there yet, or damaged
+        tokenizer = train_bpe(texts, vocab_size, path)
+    tokenizer.name = "bpe"
+    return tokenizer

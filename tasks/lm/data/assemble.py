@@ -59,7 +59,10 @@ def make_tokenizer(config: DataConfig) -> Tokenizer:
         tokenizer = HFTokenizer(config.tokenizer_path, config.bos_token, config.eos_token)
     elif config.tokenizer == "bpe":
         texts = [text for _, text in stdlib_texts()]
-        out = held_out(content_hashes(t.encode() for t in texts), config.validation_fraction)
+        # Learnt from the training split where that is what is trained on; else the usual split, so that
+        # shards made with it fit whatever validation_fraction they are trained with.
+        fraction = config.validation_fraction if config.source == "stdlib" else DataConfig.validation_fraction
+        out = held_out(content_hashes(t.encode() for t in texts), fraction)
         train = [t for t, o in zip(texts, out, strict=True) if not o]
         tokenizer = cached_bpe(train, config.bpe_vocab_size, config.cache())
     else:
