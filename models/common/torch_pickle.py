@@ -192,7 +192,7 @@ def _read_all(archive: zipfile.ZipFile, root: str, tensors: dict[str, _Tensor]) 
     sharing: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         sharing.setdefault(tensor.key, []).append(name)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for names in sharing.values():
         storage = _storage(archive, root, tensors[names[0]])
         arrays |= {name: _view(name, tensors[name], storage) for name in names}

@@ -13,12 +13,14 @@ from models.fox.parameters import (
     trainable_mask,
 )
 from models.fox.state import FoxState, init_state
+from models.fox.statistics import FoxStats
 
 __all__ = [
     "Fox",
     "FoxConfig",
     "FoxRuntime",
     "FoxState",
+    "FoxStats",
     "apply",
     "convert",
     "count_params",

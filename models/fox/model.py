@@ -3,7 +3,7 @@
 `apply` is the model. `Fox` wraps it as an NNX module for those who want to hold parameters in an object.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from models.common.layers import embed, gated_mlp, linear, rms_norm
-from models.common.params import flatten_names, list_differences
-from models.common.shapes import Activations, Logits, Mask, Params, Tokens
+from models.common.params import flatten_names, layer_keys, list_differences
+from models.common.shapes import Activations, Mask, Params, Tokens
 from models.common.sharding import constrain
 from models.fox.attention import attention
 from models.fox.config import FoxConfig, FoxRuntime
@@ -20,8 +20,9 @@ from models.fox.parameters import init_params, param_specs
 from models.fox.span import Span, make_span
 from models.fox.stack import run_layers
 from models.fox.state import FoxState, LayerCache
+from models.fox.statistics import FoxStats, layer_statistics, stack_statistics
 
-Output = Literal["logits", "hidden"]
+Output = Literal["logits", "hidden", "stats"]
 
 
 def block(
@@ -51,7 +52,7 @@ def apply(
     reset: Mask | None = None,
     mask: Mask | None = None,
     output: Output = "logits",
-) -> tuple[Logits | Activations, FoxState | None]:
+) -> tuple[Any, FoxState | None]:
     """Runs the model on a stretch of tokens.
 
     Without a state: one causal pass. With one: the tokens continue what earlier calls saw, in chunks of any length;
@@ -64,7 +65,8 @@ def apply(
       reset: [B, T], True where a new document starts: nothing crosses that boundary (attention, shift, positions).
       mask: [B, T], False = left padding. Padding does not exist for the model: it changes no result and no state;
         outputs there mean nothing.
-      output: "logits" [B, T, V] in the compute dtype, or "hidden", the input of lm_head [B, T, D] in float32.
+      output: "logits" [B, T, V] in the compute dtype; "hidden", the input of lm_head [B, T, D] in float32; or
+        "stats", gates and pruning per layer and head (`FoxStats`; needs state = None).
 
     Returns:
       (output, state after the call; None if none was given).
@@ -74,24 +76,24 @@ def apply(
         size; and, where values are known outside of jit: padding after tokens, a document longer than the state's
         buffers. Inside jit the affected outputs are NaN instead.
     """
+    if output not in get_args(Output):
+        raise ValueError(f"output = {output!r}; it must be one of {list(get_args(Output))}")
+    if output == "stats" and state is not None:
+        raise ValueError('output="stats" describes a whole pass; state must be None')
     _check_params(config, params)
     tokens = constrain(tokens, ("batch", "length"))
     if state is not None and state.length.shape != tokens.shape[:1]:
         raise ValueError(f"state was made for {state.length.shape[0]} rows, tokens have {tokens.shape[0]}")
     span = make_span(tokens, None if state is None else state.length, reset, mask)
     x = embed(tokens, params["embed"]["embedding"])
+    if output == "stats":
+        return _statistics(config, runtime, params["layers"], x, span), None
     if state is None:
         x = run_layers(
             lambda layer, h: block(config, runtime, layer, h, span)[0], params["layers"], x, runtime
         )
     else:
-        # One layer after the other whatever `scan_layers` says: a scan would copy every buffer at every step.
-        caches = {}
-        for name, layer in params["layers"].items():
-            x, cache = block(config, runtime, layer, x, span, state.layers[name], state.length)
-            assert cache is not None
-            caches[name] = cache
-        state = FoxState(length=span.positions[:, -1] + 1, layers=caches)
+        x, state = _continue_layers(config, runtime, params["layers"], x, span, state)
     hidden = rms_norm(x, params["norm"]["scale"], config.norm_eps)
     invalid = _invalid(span, None if state is None else state.max_length)
     if invalid is not None:
@@ -99,6 +101,29 @@ def apply(
     if output == "hidden":
         return hidden, state
     return linear(hidden, params["lm_head"], runtime.compute_dtype), state
+
+
+def _continue_layers(
+    config: FoxConfig, runtime: FoxRuntime, layers: Params, x: Activations, span: Span, state: FoxState
+) -> tuple[Activations, FoxState]:
+    """One layer after the other whatever `scan_layers` says: a scan would copy every buffer at every step."""
+    caches = {}
+    for name in layer_keys(layers):
+        x, cache = block(config, runtime, layers[name], x, span, state.layers[name], state.length)
+        assert cache is not None
+        caches[name] = cache
+    return x, FoxState(length=span.positions[:, -1] + 1, layers=caches)
+
+
+def _statistics(
+    config: FoxConfig, runtime: FoxRuntime, layers: Params, x: Activations, span: Span
+) -> FoxStats:
+    stats = []
+    for name in layer_keys(layers):
+        normed = rms_norm(x, layers[name]["attn_norm"]["scale"], config.norm_eps)
+        stats.append(layer_statistics(config, runtime, layers[name]["attn"], normed, span))
+        x, _ = block(config, runtime, layers[name], x, span)
+    return stack_statistics(stats)
 
 
 def _invalid(span: Span, max_length: int | None) -> Bool[Array, "B T"] | None:
