@@ -1,10 +1,10 @@
 """Makes .venv: the exact versions of requirements.lock, then this project, editable. Standard library only.
 
-Called by the Makefile with any Python >= 3.12 when .venv/.installed is missing or older than the lock. That stamp
-is written last, so an interrupted run is simply repeated; what pip already installed is not installed again.
+Called by the Makefile with any Python >= 3.12 when .venv/.installed is missing or older than the lock. The stamp
+is written last, so an interrupted run is simply repeated; what pip installed already is not installed again.
 """
 
-import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-compile", "--no-deps")
+# "Collecting x==1" from an index, "Processing .../x-1.whl" from a folder, or there already.
+PACKAGE_LINE = re.compile(r"(?:Collecting|Processing|Requirement already satisfied:) (\S+)")
 
 
 def pinned(lock: Path) -> list[str]:
@@ -44,17 +46,15 @@ def progress(lines: Iterable[str], total: int, live: bool) -> list[str]:
     """Counts the packages pip reports and shows the count; returns the other lines, for use in an error."""
     seen, rest = 0, []
     for line in lines:
-        text = line.strip()
-        if not text.startswith(("Collecting ", "Requirement already satisfied: ")):
-            rest.append(text)
-            installing = text.startswith("Installing collected packages")
-            if installing:
-                print(f"{os.linesep if live else ''}  unpacking ...", flush=True)
+        package = PACKAGE_LINE.match(line)
+        if package is None:
+            rest.append(line.strip())
+            if line.startswith("Installing collected packages"):
+                print("\n  unpacking ..." if live else "  unpacking ...", flush=True)
             continue
         seen += 1
-        name = text.removeprefix("Requirement already satisfied: ").removeprefix("Collecting ").split(" ")[0]
         if live:
-            print(f"\r  {seen:3d}/{total} {name:40.40s}", end="", flush=True)
+            print(f"\r  {seen:3d}/{total} {Path(package[1]).name:40.40s}", end="", flush=True)
         elif seen % 25 == 0:
             print(f"  {seen:3d}/{total}", flush=True)
     return rest
