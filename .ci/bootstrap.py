@@ -1,6 +1,6 @@
 """Makes .venv: the exact versions of requirements.lock, then this project, editable. Standard library only.
 
-Called by the Makefile with any Python >= 3.12 when .venv/.installed is missing or older than the lock. The stamp
+Called by the Makefile with any Python >= 3.12 when .venv/.installed is missing or out of date. The stamp
 is written last, so an interrupted run is simply repeated; what pip installed already is not installed again.
 """
 
