@@ -37,7 +37,7 @@ class _Gradients(NamedTuple):
 
 
 def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
-    """Positions per chunk: as many as keep batch x chunk x vocabulary under 2^26, at most a quarter of `length`.
+    """Positions per chunk: as many as keep batch x chunk x vocabulary under 2^26, at most a quarter of T.
 
     Args:
       batch: sequences on one device.
@@ -67,15 +67,15 @@ def chunked_cross_entropy(
     Args:
       hidden: final hidden states (after the last norm).
       head: output projection, in its stored dtype and sharding.
-      labels: the token to be predicted at each position. Where `mask` is False any value is accepted; where it
-        is True a label outside [0, V) makes the loss NaN.
+      labels: the token to be predicted at each position. Where `mask` is False any value is accepted; where
+        it is True a label outside [0, V) makes the loss NaN.
       mask: which positions count; None means all of them.
-      chunk_size: positions of T processed at a time; None chooses (`default_chunk_size`). It need not divide T.
+      chunk_size: positions of T processed at a time, any number; None chooses (`default_chunk_size`).
       compute_dtype: dtype of the matmul inputs; None means the dtype of `hidden`.
 
     Returns:
-      (loss sum in nats, number of masked-in tokens), both float32 scalars. Differentiable once, in `hidden` and
-      `head`.
+      (loss sum in nats, number of masked-in tokens), both float32 scalars. Differentiable once, in `hidden`
+      and `head`.
 
     Raises:
       ValueError: shapes that do not fit together, or chunk_size < 1.
@@ -97,8 +97,8 @@ def token_losses(
 ) -> Float[Array, "B T"]:
     """The loss of every position, in nats, 0 where `mask` is False: L(i) of the paper's evaluation.
 
-    Arguments, memory and errors as in `chunked_cross_entropy`. Gradients are those of ordinary differentiation
-    with each chunk recomputed.
+    Arguments, memory and errors as in `chunked_cross_entropy`. Gradients come from ordinary differentiation,
+    each chunk recomputed.
     """
     weights = _checked_weights(hidden, head, labels, mask, chunk_size)
     dtype = jnp.dtype(hidden.dtype if compute_dtype is None else compute_dtype)
@@ -130,8 +130,8 @@ def lm_loss_fn(
 
     Returns:
       loss_fn(params, batch, rng) -> (loss, aux). `batch` holds "tokens", "labels" [B, T] int32 and optionally
-      "reset" (document starts) and "loss_mask" [B, T] bool. The loss is the mean in nats over masked-in tokens
-      (0 if there are none); aux is {"loss": (sum, tokens), "weight": tokens}. `rng` is not used.
+      "reset" (document starts) and "loss_mask" [B, T] bool. The loss is the mean in nats over masked-in
+      tokens (0 if there are none); aux is {"loss": (sum, tokens), "weight": tokens}. `rng` is not used.
     """
 
     def loss_fn(params: Any, batch: dict[str, Any], rng: Any) -> tuple[jax.Array, dict[str, Any]]:
@@ -273,8 +273,8 @@ def _local_sum(
     with_gradients: bool,
 ) -> tuple[jax.Array, ...]:
     """(loss sum,) or (loss sum, d/d hidden [B, T, D] in hidden's dtype, d/d kernel [D, V] float32)."""
-    batch, length, width = hidden.shape
-    vocab = kernel.shape[1]
+    length = hidden.shape[1]
+    width, vocab = kernel.shape
     chunk = _resolve_chunk(hidden.shape, vocab, chunk_size)
     padded = [_pad_time(x, chunk) for x in (hidden, labels, weights)]
     starts = jnp.arange(padded[0].shape[1] // chunk) * chunk

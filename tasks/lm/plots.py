@@ -1,0 +1,268 @@
+"""Figures of language-model runs, as PNG files. Headless, and without pyplot's global state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from tasks.lm.perlength import SMOOTHING_WINDOW, perplexity_by_length, report_lengths, smooth
+
+_COLOURS = ("#1f6fb4", "#d9622b", "#3a9a5b", "#8b5fb0", "#b59120", "#c44e7d", "#4a9fb5", "#666666")
+_DPI = 130
+_MOST_COLUMNS = 1000
+
+
+class Curve(NamedTuple):
+    """Per-position losses of one run.
+
+    Attributes:
+      name: for the legend.
+      losses: L(i) in nats, float64; NaN where unknown.
+      counts: documents behind each position.
+      train_length: tokens it was trained on; None = not known.
+    """
+
+    name: str
+    losses: Float[np.ndarray, " T"]
+    counts: Int[np.ndarray, " T"]
+    train_length: int | None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a PNG so that a reader sees the old or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> np.ndarray:
+    axes = np.atleast_1d(figure.subplots(rows, columns, **options))
+    for ax in axes.flat:
+        ax.grid(True, color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _number(value: float, _: Any = None) -> str:
+    """1536 -> "1.5k", with binary thousands where they come out even (65536 -> "64k")."""
+    for scale, suffix in ((2**20, "M"), (2**10, "k")):
+        if value >= scale and value % scale == 0:
+            return f"{value / scale:g}{suffix}"
+    return f"{value / 1000:g}k" if value >= 10000 else f"{value:g}"
+
+
+def plot_training(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> bool:
+    """Training and held-out loss by step.
+
+    Args:
+      records: of metrics.jsonl: kind "train" with "loss", kind "eval" with "<name>/loss" in nats.
+      path: PNG to write.
+      title: of the figure.
+
+    Returns:
+      False, and nothing is written, if there is no loss to show yet.
+    """
+    steps, losses = _series(records, "train", "loss")
+    if not len(steps):
+        return False
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    (ax,) = _axes(figure)
+    ax.plot(steps, losses, color=_COLOURS[0], alpha=0.28, linewidth=0.8)
+    window = 2 * (max(1, len(losses) // 40) // 2) + 1
+    ax.plot(steps, smooth(losses, window), color=_COLOURS[0], linewidth=1.6, label=_training_label(window))
+    names = sorted({k for r in records if r.get("kind") == "eval" for k in r if k.endswith("/loss")})
+    for colour, name in zip(_COLOURS[1:] * len(names), names, strict=False):
+        at, values = _series(records, "eval", name)
+        label = name.removesuffix("/loss")
+        ax.plot(at, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
+    finite = losses[np.isfinite(losses)]
+    if len(finite):
+        # The first steps are far above everything that follows: leave them out of the frame, not out of the
+        # data.
+        late = finite[len(finite) // 20 :]
+        low, high = late.min(), max(late.max(), late.min() + 0.1)
+        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.legend(frameon=False)
+    _save(figure, path)
+    return True
+
+
+def _training_label(window: int) -> str:
+    return "training" if window == 1 else f"training (mean over {window} steps)"
+
+
+def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = [(r["step"], float(r[name])) for r in records if r.get("kind") == kind and name in r]
+    steps, values = zip(*rows, strict=True) if rows else ((), ())
+    return np.array(steps, np.float64), np.array(values, np.float64)
+
+
+def plot_positions(
+    curves: Sequence[Curve],
+    path: Path,
+    *,
+    window: int = SMOOTHING_WINDOW,
+    log_x: bool = False,
+    title: str = "",
+) -> None:
+    """Smoothed loss by position and perplexity by length, one line per run; training lengths are marked.
+
+    Positions before the first 128 (or the first eighth of a short document) are left out, as in the paper.
+
+    Raises:
+      ValueError: no curves, or none with a known position.
+    """
+    if not curves or not any(np.isfinite(c.losses).any() for c in curves):
+        raise ValueError("there is no position with a loss to plot")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = _axes(figure, 1, 2)
+    longest = max(len(c.losses) for c in curves)
+    begin = min(128, longest // 8)
+    for colour, curve in zip(_COLOURS * len(curves), curves, strict=False):
+        positions = np.arange(len(curve.losses))
+        smoothed = smooth(curve.losses, window)
+        left.plot(positions[begin:], smoothed[begin:], color=colour, linewidth=1.4, label=curve.name)
+        points = perplexity_by_length(curve.losses, report_lengths(len(curve.losses)))
+        right.plot(
+            *zip(*points.items(), strict=True), color=colour, marker="o", markersize=4, label=curve.name
+        )
+    _mark_training_lengths((left, right), curves, longest)
+    left.set(
+        xlabel="position in the document (tokens)",
+        ylabel="loss (nats per token)",
+        title=f"Loss by position (mean over {window} positions)",
+    )
+    if log_x:
+        left.set_xscale("log", base=2)
+    left.set_xlim(max(begin, 1), longest)
+    right.set_xscale("log", base=2)
+    right.set(xlabel="length (tokens)", ylabel="perplexity", title="Perplexity by length")
+    for ax in (left, right):
+        ax.xaxis.set_major_formatter(FuncFormatter(_number))
+        ax.legend(frameon=False)
+    if not log_x:
+        left.set_xticks(np.linspace(0, longest, 9)[1:] if longest % 8 == 0 else left.get_xticks()[1:-1])
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def _mark_training_lengths(axes: Sequence[Axes], curves: Sequence[Curve], longest: int) -> None:
+    for length in sorted({c.train_length for c in curves if c.train_length}):
+        for ax in axes:
+            if length <= longest:
+                ax.axvline(length, color="#444444", linestyle="--", linewidth=1)
+                ax.annotate(
+                    " training length",
+                    (length, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(1, -2),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=8,
+                    color="#444444",
+                )
+
+
+def plot_heat_map(
+    values: Float[np.ndarray, "rows columns"],
+    path: Path,
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    bar_label: str,
+    limits: tuple[float, float] | None = None,
+    log_scale: bool = False,
+    x_extent: tuple[float, float] | None = None,
+) -> None:
+    """A matrix as an image; small ones (up to 32 x 32) carry their values in the cells.
+
+    A matrix with more columns than the picture has pixels for is averaged over neighbouring columns.
+
+    Args:
+      values: what to show; NaN cells stay blank.
+      path: PNG to write.
+      limits: ends of the colour scale; None means those of the values.
+      log_scale: logarithmic colours; values outside the limits take the colour of the nearest one.
+      x_extent: coordinates of the first and after the last column; None means column numbers.
+    """
+    rows, columns = values.shape
+    height = min(9.0, max(2.6, 1.6 + 0.34 * rows))
+    figure = Figure(figsize=(max(5.5, min(11.0, 2.5 + 0.55 * columns)), height), layout="constrained")
+    ax = figure.subplots()
+    extent = (-0.5, columns - 0.5) if x_extent is None else x_extent
+    scale = LogNorm if log_scale else Normalize
+    low, high = limits or (np.nanmin(values), np.nanmax(values))
+    starts = np.unique(np.linspace(0, columns, _MOST_COLUMNS, endpoint=False).astype(int))
+    drawn = np.add.reduceat(values, starts, axis=1) / np.diff([*starts, columns])
+    image = ax.imshow(
+        np.clip(drawn, low, high),
+        aspect="auto",
+        cmap="viridis",
+        interpolation="nearest",
+        norm=scale(low, high),
+        extent=(*extent, rows - 0.5, -0.5),
+    )
+    figure.colorbar(image, ax=ax, label=bar_label)
+    ax.set(title=title, xlabel=x_label, ylabel=y_label)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if x_extent is None and rows <= 32 and columns <= 32:
+        for (row, column), value in np.ndenumerate(values):
+            if math.isfinite(value):
+                bright = (value - low) / (high - low) > 0.55
+                colour = "black" if bright else "white"
+                ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    _save(figure, path)
+
+
+def plot_decay(
+    log_fgate: Float[np.ndarray, "T N"], path: Path, *, heads: Sequence[int], title: str, floor: float = -10.0
+) -> None:
+    """The decay bias D_ij = sum of log f over (j, i] of some heads, queries down and keys across.
+
+    Args:
+      log_fgate: log forget gates of one sequence and layer.
+      path: PNG to write.
+      heads: which to show, side by side.
+      floor: values below this (in nats) share the darkest colour: e^-10 is what pruning calls nothing.
+    """
+    # At most 256 rows and columns are drawn: more than the picture has pixels for.
+    points = np.unique(np.linspace(0, len(log_fgate) - 1, min(256, len(log_fgate))).astype(int))
+    sums = np.cumsum(log_fgate.astype(np.float64), axis=0)[points]
+    figure = Figure(figsize=(1.4 + 3.1 * len(heads), 4.1), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(heads), sharey=True))
+    image: Any = None
+    for ax, head in zip(axes, heads, strict=True):
+        bias = sums[:, None, head] - sums[None, :, head]
+        bias = np.where(points[:, None] >= points[None, :], np.maximum(bias, floor), np.nan)
+        end = len(log_fgate)
+        image = ax.imshow(
+            bias,
+            cmap="magma",
+            norm=Normalize(floor, 0),
+            extent=(0, end, end, 0),
+            interpolation="nearest",
+        )
+        ax.set(title=f"head {head}", xlabel="key position")
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+    axes[0].set_ylabel("query position")
+    figure.colorbar(image, ax=list(axes), label="decay bias (nats)")
+    figure.suptitle(title)
+    _save(figure, path)
