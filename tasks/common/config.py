@@ -79,7 +79,7 @@ def _find_config(name: str) -> Path:
     raise ConfigError(f"--config={name}: no such file; {hint}")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key in config:
         value = config[key]

@@ -128,5 +128,5 @@ def apply_updates(
     direction, opt_state = optimizer.update(grads, opt_state, params)
     updates = jax.tree.map(lambda d: -lr * d, direction)
     params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
-    norms = Norms(*(jnp.asarray(optax.global_norm(t), jnp.float32) for t in (grads, updates, params)))
+    norms = Norms(*(jnp.asarray(optax.tree.norm(t), jnp.float32) for t in (grads, updates, params)))
     return params, opt_state, norms

@@ -120,7 +120,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": norms.grad,
             "update_norm": norms.update,
-            "param_norm": optax.global_norm(merge_trainable(trained, frozen)),
+            "param_norm": optax.tree.norm(merge_trainable(trained, frozen)),
         }
         params = merge_trainable(trained, frozen)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
