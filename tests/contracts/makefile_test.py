@@ -159,6 +159,26 @@ def test_half_made_environment_is_made_anew(bootstrap, house, monkeypatch):
     assert made == [(True, house / ".venv")] * 2
 
 
+def test_killed_while_pip_was_unpacking(bootstrap, house, monkeypatch):
+    """pip takes a package whose metadata is there for installed, files or not: start afresh."""
+    made = []
+    monkeypatch.setattr(bootstrap.venv.EnvBuilder, "create", lambda self, folder: made.append(folder))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap, "progress", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bootstrap.main()
+    assert made == []
+    assert not (house / ".venv" / ".installed").exists()
+    bootstrap.main()
+    assert made == [house / ".venv"]
+    assert not (house / ".venv" / ".installing").exists()
+    assert (house / ".venv" / ".installed").exists()
+
+
 def test_environment_of_an_old_python_is_refused(bootstrap, house):
     (house / ".venv" / "bin" / "python").write_text("#!/bin/sh\necho False\n")
     with pytest.raises(SystemExit, match=r"older than 3.12: remove it"):
