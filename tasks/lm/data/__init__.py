@@ -1,4 +1,4 @@
-"""Text for language models: sources, tokenizers, shards, packing. See DATA.md beside this package."""
+"""Text for language models: sources, tokenizers, shards, packing. See the README beside this file."""
 
 from tasks.lm.data.assemble import LMData, build, make_tokenizer
 from tasks.lm.data.config import DataConfig

@@ -1,5 +1,6 @@
 """From a DataConfig to examples: the one function trainers and evaluators call."""
 
+import logging
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from tasks.lm.data.tokenizers import (
     Tokenizer,
     cached_bpe,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class LMData(NamedTuple):
@@ -93,7 +96,11 @@ def open_shards(config: DataConfig, tokenizer: Tokenizer) -> ShardDocuments:
     options = [reader.location, reader.options, tokenizer.fingerprint, config.cut, config.on_error]
     output = config.cache() / f"shards-{blake2b(repr(options).encode(), digest_size=8).hexdigest()}"
     with progress_bar("tokenising") as progress:
-        prepare(reader, tokenizer, output, cut=config.cut, on_error=config.on_error, progress=progress)
+        manifest = prepare(
+            reader, tokenizer, output, cut=config.cut, on_error=config.on_error, progress=progress
+        )
+    for entry in manifest["skipped"]:
+        _log.warning("left out: %s: %s", entry["name"], entry["reason"])
     return ShardDocuments(output, tokenizer)
 
 

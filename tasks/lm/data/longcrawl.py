@@ -6,6 +6,8 @@ before any second window. Labels are the window, inputs the window shifted right
 (FoX, released training code.)
 """
 
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +141,29 @@ class LongCrawlExamples:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         batch, row = divmod(int(index) % len(self), self.batch_size)
+        return {k: v[0] for k, v in self._rows(batch, row, row + 1).items()}
+
+    def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several examples stacked, [n, T] each. Rows of one batch that follow one another take one read."""
+        parts = []
+        for (batch, _), run in groupby(enumerate(indices), lambda item: self._run_of(*item)):
+            rows = [index % self.batch_size for _, index in run]
+            parts.append(self._rows(batch, rows[0], rows[-1] + 1))
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+    def _run_of(self, position: int, index: int) -> tuple[int, int]:
+        """Equal for neighbours in a batch: its number, and by how much index is ahead of position."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return index // self.batch_size, index - position
+
+    def _rows(self, batch: int, first: int, after: int) -> dict[str, np.ndarray]:
+        """Rows first..after of a batch."""
         window, group = divmod(batch, self.groups)
-        start = window * self.seq_len
-        ids = self.documents.read(group * self.batch_size + row, start, start + self.seq_len)
-        return window_example(ids, self.seq_len, self.bos_id, self.bos_id)
+        base, start = group * self.batch_size, window * self.seq_len
+        rows = self.documents.rows(base + first, base + after, start, start + self.seq_len)
+        examples = [window_example(r, self.seq_len, self.bos_id, self.bos_id) for r in rows]
+        return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
     def batch(self, batch: int, process_index: int = 0, process_count: int = 1) -> dict[str, np.ndarray]:
         """A process's contiguous share of batch `batch` in one read, arrays [batch_size / process_count, T].
@@ -157,13 +178,8 @@ class LongCrawlExamples:
             )
         if not 0 <= batch < self.num_batches:
             raise IndexError(f"batch {batch} of {self.num_batches}")
-        window, group = divmod(batch, self.groups)
         share = self.batch_size // process_count
-        first = group * self.batch_size + process_index * share
-        start = window * self.seq_len
-        rows = self.documents.rows(first, first + share, start, start + self.seq_len)
-        examples = [window_example(r, self.seq_len, self.bos_id, self.bos_id) for r in rows]
-        return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+        return self._rows(batch, process_index * share, (process_index + 1) * share)
 
 
 def find_arrays(path: str | Path, validation_path: str | Path = "") -> tuple[Path, Path | None]:

@@ -152,7 +152,12 @@ def _text_of(line: bytes, field: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         fields = ", ".join(sorted(record)[:6]) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"no text in field {field!r} (there is: {fields})")
-    return record[field]
+    text = record[field]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; no tokenizer takes it
+        raise ValueError(f"character {error.start} of the text is half a surrogate pair") from error
+    return text
 
 
 class FolderReader:

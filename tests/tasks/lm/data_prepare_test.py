@@ -167,6 +167,10 @@ BAD = {
         r"line 1: no text in field 'text' \(there is: body, id",
     ),
     "list.jsonl": (lambda p: p.write_bytes(b"[1]\n"), r"no text in field 'text' \(there is: list\)"),
+    "half.jsonl": (
+        lambda p: p.write_bytes(b'{"text": "ab\\ud83d"}\n'),
+        "character 2 of the text is half a surrogate",
+    ),
     "bytes.jsonl": (lambda p: p.write_bytes(b'{"text": "\xff"}\n'), "not UTF-8 at byte 10 of the line"),
 }
 
@@ -328,11 +332,13 @@ def test_a_folder_without_shards_is_no_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_raw_folder_is_tokenised_on_the_fly_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_raw_folder_is_tokenised_on_the_fly_once(folder: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    (folder / "bad.txt").write_bytes(b"\xff")
     config = DataConfig(
         source="text", path=str(folder), cache_dir=str(tmp_path / "cache"), validation_fraction=0.3
     )
     first = build(config, 8)
+    assert "bad.txt: not UTF-8 text: byte 0 is 0xff" in caplog.text
     monkeypatch.setattr(module, "make_shard", None)
     again = build(config, 8)
     assert len(first.train) == len(again.train)

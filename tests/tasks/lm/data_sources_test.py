@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorstore
 
+from tasks.common.data import Batches
 from tasks.lm.data import DataConfig, PackedExamples, WindowExamples, build
 from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments
 from tasks.lm.data.readers import DataFileError, TfdsReader
@@ -176,6 +177,32 @@ def test_longcrawl_batches_are_shared_out_in_contiguous_parts(longcrawl: Path) -
         data.train.batch(0, 0, 3)
     with pytest.raises(IndexError, match="batch 8 of 8"):
         data.train.batch(8)
+
+
+def test_longcrawl_reads_any_examples_together(longcrawl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build(config_for(longcrawl), T, batch_size=BATCH)
+    indices = [6, 7, 8, 9, 10, 3, 2, 2, 31]  # crosses a batch border, goes back, repeats
+    expected = [data.train[i] for i in indices]
+    reads = []
+    rows = ZarrDocuments.rows
+    monkeypatch.setattr(ZarrDocuments, "rows", lambda *a: (reads.append(a[1:3]), rows(*a))[1])
+    together = data.train.read(indices)
+    for name, value in together.items():
+        np.testing.assert_array_equal(value, np.stack([e[name] for e in expected]))
+    assert [after - first for first, after in reads] == [2, 3, 1, 1, 1, 1]
+    with pytest.raises(IndexError, match="example 32 of 32"):
+        data.train.read([0, 32])
+
+
+def test_global_batches_over_longcrawl_are_the_official_ones(longcrawl: Path) -> None:
+    data = build(config_for(longcrawl), T, batch_size=BATCH)
+    batches = Batches(data.train, BATCH, seed=3, order="sequential")
+    for k in (0, 1, 5, 7):
+        official = data.train.batch(k)
+        for name, value in batches.rows(k, 0, BATCH).items():
+            np.testing.assert_array_equal(value, official[name])
+        half = batches.rows(k, 2, BATCH)
+        np.testing.assert_array_equal(half["tokens"], official["tokens"][2:])
 
 
 def test_longcrawl_misfits_are_refused(longcrawl: Path) -> None:
