@@ -21,7 +21,7 @@ ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 # the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests) and mini (CPU) are ours.
 _SIZES: dict[str, tuple[int, int, int, int, int | None]] = {
     "tiny": (32, 2, 2, 2, 64),
-    "mini": (256, 6, 4, 4, None),
+    "mini": (192, 4, 3, 3, 512),
     "125m": (768, 12, 12, 12, None),
     "360m": (1024, 24, 16, 16, None),
     "760m": (1536, 24, 24, 12, None),

@@ -1,0 +1,170 @@
+"""What a training run shows as it goes and at its end: held-out figures, samples, plots.
+
+Everything lands in the workdir: `loss.png`, `samples/step_*.txt`, `evaluation/` (loss by position as CSV
+and PNG, and `held_out.json`, the model beside byte n-gram models fitted on the same training split).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from tasks.common.errors import writing
+from tasks.common.job import Hook
+from tasks.common.resolved import atomic_write
+from tasks.common.writer import read_records
+from tasks.lm.config import LMConfig
+from tasks.lm.data import Documents, LMData, PackedExamples
+from tasks.lm.data.documents import Subset
+from tasks.lm.data.ngram import NgramModels, byte_documents
+from tasks.lm.evaluators import (
+    DocumentStarts,
+    PositionReport,
+    Scorer,
+    Totals,
+    positions_hook,
+    score_examples,
+    validation_hook,
+)
+from tasks.lm.generate import generate
+from tasks.lm.plots import plot_training
+from tasks.lm.sampling import Sampling
+
+HELD_OUT_FILE = "held_out.json"
+
+
+def make_evaluators(cfg: LMConfig, data: LMData, mesh: Mesh, workdir: Path) -> tuple[Hook, ...]:
+    """Held-out loss as training goes; at the end loss by position and the comparison with n-gram models."""
+    scorer = Scorer(cfg.model, cfg.runtime, mesh, cfg.eval.batch_size)
+    token_bytes = data.tokenizer.token_bytes
+    hooks = []
+    if data.validation is not None and cfg.eval.validation_batches:
+        limit = cfg.eval.validation_batches * scorer.batch_size
+        hooks.append(validation_hook(scorer, data.validation, token_bytes, limit=limit))
+    length = cfg.eval.length or cfg.train.seq_len
+    if cfg.eval.documents and np.any(data.held_out_documents.lengths >= length):
+        documents = DocumentStarts(
+            data.held_out_documents, length, bos_id=data.tokenizer.bos_id, pad_id=data.tokenizer.pad_id
+        )
+        report = PositionReport(workdir / "evaluation", workdir.name, cfg.train.seq_len)
+        hooks.append(positions_hook(scorer, documents, report, limit=cfg.eval.documents, every=0))
+    if len(data.held_out_documents) and token_bytes is not None and cfg.eval.final_tokens:
+        hooks.append(_held_out_hook(cfg, data, scorer, workdir))
+    return tuple(hooks)
+
+
+def make_callbacks(cfg: LMConfig, data: LMData, workdir: Path) -> tuple[Hook, ...]:
+    """The loss curve, and text continued by the model."""
+
+    def plot(params: Any, step: int) -> None:
+        del params, step
+        if jax.process_index() == 0:
+            plot_training(read_records(workdir), workdir / "loss.png", title=workdir.name)
+
+    def sample(params: Any, step: int) -> None:
+        # One row per device, so that the batch splits over any mesh.
+        prompts = [cfg.eval.sample_prompt] * jax.device_count()
+        results, _ = generate(
+            params,
+            cfg.model,
+            cfg.runtime,
+            data.tokenizer,
+            prompts,
+            max_new_tokens=cfg.eval.sample_tokens,
+            sampling=Sampling(temperature=cfg.eval.sample_temperature, top_p=0.95),
+            seed=cfg.seed,
+        )
+        if jax.process_index() == 0:
+            text = "\n\n".join(f"{r.prompt}{r.text}" for r in results)
+            with writing(workdir, "a sample"):
+                folder = workdir / "samples"
+                folder.mkdir(parents=True, exist_ok=True)
+                atomic_write(folder / f"step_{step:08d}.txt", text + "\n")
+            print(f"--- sample at step {step} ---\n{results[0].prompt}{results[0].text}\n---", flush=True)
+
+    hooks = [Hook("loss curve", plot)]
+    if cfg.eval.sample_tokens:
+        hooks.append(Hook("samples", sample, cfg.eval.sample_every))
+    return tuple(hooks)
+
+
+def _held_out_hook(cfg: LMConfig, data: LMData, scorer: Scorer, workdir: Path) -> Hook:
+    """At the end: the model and n-gram models on the same held-out documents, per byte of their text."""
+    documents = first_documents(data.held_out_documents, cfg.eval.final_tokens)
+
+    def run(params: Any, step: int) -> dict[str, float]:
+        packed = PackedExamples(
+            documents,
+            cfg.train.seq_len,
+            bos_id=data.tokenizer.bos_id,
+            eos_id=data.tokenizer.eos_id,
+            pad_id=data.tokenizer.pad_id,
+        )
+        totals = score_examples(scorer, params, packed, data.tokenizer.token_bytes)
+        baselines = _ngram_figures(cfg, data, documents)
+        if jax.process_index() == 0:
+            _write_held_out(workdir, step, totals, baselines, len(documents))
+        return totals.metrics() | {f"{name}_nats_per_byte": value for name, value in baselines.items()}
+
+    return Hook("held_out", run, 0)
+
+
+def first_documents(documents: Documents, tokens: int) -> Subset:
+    """The first documents that together have at most `tokens` tokens; at least one."""
+    count = int(np.searchsorted(np.cumsum(documents.lengths), tokens, side="right"))
+    return Subset(documents, np.arange(max(1, count)))
+
+
+def _ngram_figures(cfg: LMConfig, data: LMData, documents: Documents) -> dict[str, float]:
+    """Nats per byte by order; empty if switched off."""
+    if not cfg.eval.ngram_bytes:
+        return {}
+    models = NgramModels(list(byte_documents(data.train_documents, data.tokenizer, cfg.eval.ngram_bytes)))
+    scores = models.score(list(byte_documents(documents, data.tokenizer)))
+    return {order: score.nats_per_byte for order, score in scores.items()}
+
+
+def _write_held_out(
+    workdir: Path, step: int, totals: Totals, baselines: dict[str, float], documents: int
+) -> None:
+    record = {
+        "step": step,
+        "documents": documents,
+        "tokens": totals.tokens,
+        "bytes": totals.bytes,
+        "nats_per_token": totals.loss,
+        "nats_per_byte": {"model": totals.nats_per_byte, **baselines},
+    }
+    with writing(workdir, "the evaluation"):
+        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
+        atomic_write(workdir / "evaluation" / HELD_OUT_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def print_summary(workdir: Path, console: Console | None = None) -> None:
+    """The run's last figures and where its pictures are."""
+    console = console or Console(highlight=False)
+    path = workdir / "evaluation" / HELD_OUT_FILE
+    if path.is_file():
+        console.print(_held_out_table(json.loads(path.read_text(encoding="utf-8"))))
+    for name in ("loss.png", "evaluation/loss_by_position.png", "samples", "metrics.jsonl"):
+        if (workdir / name).exists():
+            console.print(f"  {workdir / name}", soft_wrap=True)
+
+
+def _held_out_table(record: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{record['documents']} held-out documents, {record['bytes']:,} bytes, step {record['step']}"
+    )
+    for heading in ("model", "nats/byte", "bits/byte"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    rows: Sequence[tuple[str, float]] = sorted(record["nats_per_byte"].items(), key=lambda item: -item[1])
+    for name, nats in rows:
+        label = "this model" if name == "model" else f"{name}, same training text"
+        table.add_row(label, f"{nats:.3f}", f"{nats / np.log(2):.3f}")
+    return table

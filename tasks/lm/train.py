@@ -1,0 +1,135 @@
+"""Train a language model.
+
+    python -m tasks.lm.train --config=configs/fox.py
+    python -m tasks.lm.train --config=configs/fox.py:size=125m,path=data/longcrawl64 --workdir=DIR
+
+The same command again resumes, or says that the run is finished.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from models import fox
+from models.common.sharding import ShardingRules
+from tasks.common.config import make_parser, parse_command_line, to_json
+from tasks.common.data import Batches
+from tasks.common.errors import ConfigError, run_main
+from tasks.common.loop import fit
+from tasks.common.mesh import make_mesh
+from tasks.common.resolved import diff_configs
+from tasks.common.state import TrainState
+from tasks.lm.config import LM_FREE_KEYS, SCHEMA, LMConfig, freeze_all
+from tasks.lm.data import LMData, build
+from tasks.lm.losses import lm_loss_fn
+from tasks.lm.reports import make_callbacks, make_evaluators, print_summary
+from tasks.lm.trained import open_model
+
+DEFAULT_CONFIG = "configs/fox.py"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = make_parser("Train a language model; the same command resumes.")
+    command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
+    workdir = command.workdir or default_workdir(command.options.config or DEFAULT_CONFIG)
+    assert command.config is not None
+    train(command.config, workdir)
+
+
+def default_workdir(config_file_and_args: str) -> Path:
+    """runs/lm/<config file's name>[-arguments]: the same command finds its run again."""
+    name, _, arg = config_file_and_args.partition(":")
+    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{Path(name).stem}-{arg}").strip("-")
+    return Path("runs") / "lm" / slug
+
+
+def train(config: Any, workdir: Path) -> TrainState:
+    """Runs a configuration to its end in `workdir`, resuming if the workdir holds checkpoints.
+
+    Args:
+      config: ConfigDict or nested dict with the sections of `tasks.lm.config.SCHEMA`.
+      workdir: folder of the run.
+
+    Raises:
+      ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
+    """
+    cfg = freeze_all(config)
+    mesh = make_mesh(cfg.mesh)
+    training = cfg.train.on_devices(mesh.size)
+    data = open_data(cfg)
+    shapes = jax.eval_shape(lambda key: fox.init_params(cfg.model, key), jax.random.key(0))
+    state = fit(
+        workdir=workdir,
+        seed=cfg.seed,
+        mesh=mesh,
+        rules=ShardingRules(),
+        init_params=lambda key: fox.init_params(cfg.model, key),
+        param_axes=fox.param_axes(cfg.model),
+        loss_fn=lm_loss_fn(cfg.model, cfg.runtime, chunk_size=cfg.train.loss_chunk),
+        batches=Batches(
+            data.train, training.batch_size, cfg.seed, "sequential" if data.train.ordered else "shuffled"
+        ),
+        optim=cfg.optim,
+        train=training,
+        checkpoint=cfg.checkpoint,
+        log=cfg.log,
+        units_per_step=training.batch_size * training.seq_len,
+        unit_name="tokens",
+        flops_per_unit=3 * fox.flops_per_token(cfg.model, training.seq_len),
+        evaluators=make_evaluators(cfg, data, mesh, workdir),
+        callbacks=make_callbacks(cfg, data, workdir),
+        decay_mask=fox.decay_mask(shapes),
+        trainable_mask=fox.trainable_mask(shapes),
+        initial_params=initial_params(cfg),
+        config=to_json(config),
+        free_keys=LM_FREE_KEYS,
+        num_workers=training.num_workers,
+        prefetch=training.prefetch,
+    )
+    print_summary(workdir)
+    return state
+
+
+def open_data(cfg: LMConfig) -> LMData:
+    """The run's text; every fault of it is a ConfigError, found before anything is trained."""
+    print(f"text: {cfg.data.source}, tokenizer {cfg.data.tokenizer}", flush=True)
+    try:
+        data = build(
+            cfg.data,
+            cfg.train.seq_len,
+            batch_size=cfg.train.batch_size,
+            eval_length=cfg.eval.length or cfg.train.seq_len,
+            vocab_size=cfg.model.vocab_size,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    print(
+        f"  {len(data.train_documents):,} training documents, {len(data.held_out_documents):,} held out; "
+        f"{len(data.train):,} examples of {cfg.train.seq_len:,} tokens",
+        flush=True,
+    )
+    return data
+
+
+def initial_params(cfg: LMConfig) -> Any:
+    """Parameters to start from, `train.init_from`; None for random ones.
+
+    Raises:
+      ConfigError: they cannot be read, or are another model's (the differences are listed).
+    """
+    if not cfg.train.init_from:
+        return None
+    given = open_model(cfg.train.init_from)
+    differences = diff_configs(to_json(given.config), to_json(cfg.model), free=("initializer_range",))
+    if differences:
+        lines = "\n".join(f"  {difference}" for difference in differences)
+        raise ConfigError(f"train.init_from: {given.source} holds another model than config.model:\n{lines}")
+    return given.params
+
+
+if __name__ == "__main__":
+    run_main(main)

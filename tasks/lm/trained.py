@@ -1,0 +1,70 @@
+"""Opening a trained model, whoever trained it: the workdir of a run, or an official checkpoint."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models import fox
+from models.common.shapes import Params
+from tasks.common.checkpoint import load_params
+from tasks.common.config import load_resolved, with_defaults
+from tasks.common.errors import ConfigError
+from tasks.common.resolved import FILE_NAME
+from tasks.lm.config import SCHEMA, LMConfig, freeze_all
+
+
+class TrainedModel(NamedTuple):
+    """A model with its parameters.
+
+    config: of the model. params: canonical tree. run: the whole configuration if it came from a run's
+    workdir, else None. source: the folder or file it was read from.
+    """
+
+    config: fox.FoxConfig
+    params: Params
+    run: LMConfig | None
+    source: Path
+
+
+def run_config(workdir: Path | str) -> LMConfig:
+    """The configuration a run was made with.
+
+    Raises:
+      ConfigError: not the workdir of a run, or of a run of another task.
+    """
+    record: Any = load_resolved(workdir)["config"]
+    return freeze_all(with_defaults(record, SCHEMA))
+
+
+def open_run(workdir: Path | str, step: int | None = None) -> TrainedModel:
+    """The newest good checkpoint of a run, or that of `step`.
+
+    Raises:
+      ConfigError: not the workdir of a run.
+      CheckpointError: it holds no good checkpoint.
+    """
+    run = run_config(workdir)
+    return TrainedModel(run.model, load_params(workdir, step), run, Path(workdir))
+
+
+def open_official(path: Path | str) -> TrainedModel:
+    """A checkpoint in the official format (folder, .safetensors or .bin).
+
+    Raises:
+      ConfigError: it cannot be read, and why.
+    """
+    try:
+        config, params = fox.convert.load_official(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    return TrainedModel(config, params, None, Path(path))
+
+
+def open_model(path: Path | str) -> TrainedModel:
+    """Whichever of the two `path` is.
+
+    Raises:
+      ConfigError, CheckpointError: see `open_run` and `open_official`.
+    """
+    path = Path(path).expanduser()
+    is_run = (path / FILE_NAME).is_file() and (path / "metrics.jsonl").exists()
+    return open_run(path) if is_run else open_official(path)
