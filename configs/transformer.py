@@ -3,9 +3,8 @@
     python -m tasks.lm.train --config=configs/transformer.py
         Transformer (Pro), the laptop twin of `configs/fox.py`: same data, steps and learning rate.
 
-    python -m tasks.lm.train
-        --config=configs/transformer.py:arch=transformer_llama,size=125m,path=data/longcrawl64 The paper's
-        125M Transformer (LLaMA), 5,120 steps at 16k context.
+    python -m tasks.lm.train --config=configs/transformer.py:size=125m,path=data/longcrawl64
+        The paper's 125M Transformer (Pro), 5,120 steps at 16k context.
 
 Arguments: see `configs/lm.py`.
 """

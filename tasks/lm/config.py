@@ -43,8 +43,8 @@ class LMTrainConfig(TrainConfig):
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: must be at least 1")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.accum != 1):
             raise ConfigError(
-                f"train.micro_batch = {self.micro_batch}, train.accum = {self.accum}: give a positive
-                micro_batch, or " "accum, not both"
+                f"train.micro_batch = {self.micro_batch}, train.accum = {self.accum}: give a positive "
+                "micro_batch, or accum, not both"
             )
 
     def on_devices(self, count: int) -> "LMTrainConfig":
@@ -58,8 +58,8 @@ class LMTrainConfig(TrainConfig):
         rows = self.micro_batch * count
         if self.batch_size % rows:
             raise ConfigError(
-                f"train.batch_size = {self.batch_size} is not divisible by train.micro_batch =
-                {self.micro_batch} " f"x {count} devices = {rows} sequences a micro-step"
+                f"train.batch_size = {self.batch_size} is not divisible by "
+                f"train.micro_batch = {self.micro_batch} x {count} devices = {rows} sequences a micro-step"
             )
         return dataclasses.replace(self, accum=self.batch_size // rows, micro_batch=None)
 
