@@ -152,7 +152,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     room = marker.kwargs.get("room", "fox")
     folder = golden_folder(metafunc.config, room)
     files = sorted(path for pattern in marker.args for path in folder.glob(pattern))
-    missing = pytest.mark.skip(reason=f"no {' or '.join(marker.args)} in the golden folder")
+    where = (
+        "tests/golden" if metafunc.config.getoption("--golden-dir") is None else "the folder of --golden-dir"
+    )
+    missing = pytest.mark.skip(reason=f"no {' or '.join(marker.args)} in {where}")
     metafunc.parametrize(
         "golden_file",
         files or [pytest.param(None, marks=missing)],

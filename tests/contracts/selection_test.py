@@ -95,9 +95,18 @@ def test_missing_golden_folder_is_named(suite, tmp_path):
     assert "nowhere: no such folder" in done.stderr
 
 
-def test_missing_golden_files_are_a_skip_with_a_reason(suite):
-    done = suite(SUITE, ci=False)
-    assert "no op_*.npz in the golden folder" in done.stdout
+def test_golden_files_of_our_own_may_not_be_missing(suite):
+    done = suite(SUITE, allowed=(CONTRACTS.parent / "allowed_skips.txt").read_text())
+    assert done.returncode == 1, done.stdout
+    assert "no op_*.npz in tests/golden" in done.stdout
+
+
+def test_a_given_golden_folder_may_hold_a_part(suite, tmp_path):
+    folder = golden_folder(tmp_path / "g", "acp_c.npz")
+    allowed = (CONTRACTS.parent / "allowed_skips.txt").read_text()
+    done = suite(SUITE, f"--golden-dir={folder}", allowed=allowed)
+    assert done.returncode == 0, done.stdout
+    assert "no op_*.npz in the folder of --golden-dir" in done.stdout
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["serial", "xdist"])
