@@ -356,7 +356,7 @@ def test_killed_at_any_time_it_resumes_to_the_same_bytes(tmp_path: Path, workers
     folder = tmp_path / "in"
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for i in range(60):
+    for i in range(40):
         words = generator.integers(0, 10**6, 4000)
         (folder / f"{i:02d}.jsonl.gz").write_bytes(
             gzip.compress(jsonl([" ".join(map(str, w)) for w in np.split(words, 20)]), mtime=0)
@@ -379,7 +379,7 @@ def test_killed_at_any_time_it_resumes_to_the_same_bytes(tmp_path: Path, workers
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run(command(undisturbed), cwd=ROOT, check=True, capture_output=True, timeout=120)
     seen = []
-    for target in (1, 15, 40):
+    for target in (1, 12, 28) if workers == 1 else (1, 20):
         process = subprocess.Popen(
             command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -389,7 +389,7 @@ def test_killed_at_any_time_it_resumes_to_the_same_bytes(tmp_path: Path, workers
         process.wait()
         seen.append(_shards_done(killed))
         assert not (killed / "manifest.json").exists(), "the kill came too late to test anything"
-    assert 1 <= seen[0] < seen[-1] < 60
+    assert 1 <= seen[0] < seen[-1] < 40
     done = subprocess.run(command(killed), cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
     assert "were done by an earlier run" in done.stderr
     assert shard_bytes(killed) == shard_bytes(undisturbed)
@@ -414,11 +414,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    while _shards_done(tmp_path / "out") < 2:
+    while process.poll() is None and _shards_done(tmp_path / "out") < 2:
         time.sleep(0.005)
     process.kill()
     # The workers hold the other end of the pipe: it closes when the last of them is gone.
-    assert process.stdout is not None
-    start = time.monotonic()
-    process.stdout.read()
-    assert time.monotonic() - start < 20
+    process.communicate(timeout=20)
