@@ -122,6 +122,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
+def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
+    """Log filter: Orbax prints up to ten tracebacks for one failed save, which comes back as one error here."""
+    return record.exc_info is None or "orbax" not in record.pathname
+
+
 class Checkpointer:
     """Saves and restores `TrainState`s under <workdir>/checkpoints. Use as a context manager.
 
@@ -130,7 +135,7 @@ class Checkpointer:
 
     def __init__(self, workdir: Path | str, config: CheckpointConfig) -> None:
         self.workdir = Path(workdir).resolve()
-        self._config = config
+        logging.getLogger("absl").addFilter(_drop_orbax_tracebacks)
         self._manager = self._guard(lambda: _manager(self.workdir / FOLDER, config))
 
     def __enter__(self) -> "Checkpointer":

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from configs.common import nearest, parse_value
 from tasks.common.errors import ConfigError
-from tasks.common.resolved import FREE_KEYS, load_resolved, save_resolved
+from tasks.common.resolved import FREE_KEYS, flatten, load_resolved, save_resolved
 
 __all__ = [
     "FREE_KEYS",
@@ -79,17 +79,6 @@ def _find_config(name: str) -> Path:
     raise ConfigError(f"--config={name}: no such file; {hint}")
 
 
-def _flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict | Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def with_defaults(config: ConfigDict, schema: Schema) -> ConfigDict:
     """The config with every section of `schema` completed by its dataclass's defaults.
 
@@ -136,7 +125,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     Raises:
       ConfigError: no such key (the nearest valid one is named), a whole section, or a value of another type.
     """
-    flat = _flat(config)
+    flat = flatten(to_json(config, keep_tuples=True))
     if key not in flat:
         below = [name for name in flat if name.startswith(key + ".")]
         if below:

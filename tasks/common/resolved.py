@@ -132,11 +132,12 @@ def load_resolved(workdir: Path | str) -> dict[str, Any]:
     return record
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as {"section.key": value}."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat
@@ -151,7 +152,7 @@ def diff_configs(
       old, new: resolved configs.
       free: dotted keys or sections to leave out.
     """
-    left, right = _flatten(old), _flatten(new)
+    left, right = flatten(old), flatten(new)
     return [
         Difference(key, left.get(key, "(absent)"), right.get(key, "(absent)"))
         for key in sorted(left.keys() | right.keys())

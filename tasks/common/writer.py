@@ -6,6 +6,7 @@ Records of kind "train" hold no clock time, so those of an interrupted and of an
 same bytes.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
-from tasks.common.errors import ConfigError, writing
+from tasks.common.board import Board
+from tasks.common.errors import CheckpointError, ConfigError, writing
 
 FILE_NAME = "metrics.jsonl"
 
@@ -99,10 +100,7 @@ class Writer:
         with writing(self.workdir, FILE_NAME):
             self.workdir.mkdir(parents=True, exist_ok=True)
             self._file = (self.workdir / FILE_NAME).open("a", encoding="utf-8")
-            # purge_step hides what an earlier process wrote from this step on.
-            self._board = SummaryWriter(
-                str(self.workdir / "tensorboard"), purge_step=first_step, flush_secs=30
-            )
+            self._board = Board(self.workdir / "tensorboard", first_step)
         if config.wandb:
             self._wandb = _start_wandb(config, self.workdir, run_config)
 
@@ -129,8 +127,7 @@ class Writer:
             numbers = {
                 n: v for n, v in plain.items() if isinstance(v, int | float) and not isinstance(v, bool)
             }
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.scalars(step, {f"{kind}/{name}": value for name, value in numbers.items()})
         if self._wandb is not None:
             self._wandb.log({f"{kind}/{n}": v for n, v in numbers.items()}, step=step)
 
@@ -143,17 +140,24 @@ class Writer:
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if self._active:
-            self._file.close()
-            self._board.close()
+        if not self._active:
+            return
+        with contextlib.ExitStack() as stack:  # each is closed even if another cannot be
+            stack.enter_context(writing(self.workdir, FILE_NAME))
+            stack.callback(self._file.close)
+            stack.callback(self._board.close)
             if self._wandb is not None:
-                self._wandb.finish()
+                stack.callback(self._wandb.finish)
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # an error already on its way is the one to show
+                raise
 
 
 def _start_wandb(config: LogConfig, workdir: Path, run_config: Any) -> Any:

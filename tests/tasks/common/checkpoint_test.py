@@ -55,11 +55,15 @@ def assert_is(found: Any, step: int) -> None:
     assert found.step == step
     assert found.extra == {"position": step}
     wanted = state_at(step)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found.state, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found.state, wanted
+    )
 
 
 def data_files(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    return sorted(
+        (p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"), key=lambda p: p.stat().st_size
+    )
 
 
 def truncate_array(step: Path) -> None:
@@ -169,7 +173,9 @@ def test_two_damaged_steps(workdir: Path) -> None:
 def test_none_good_is_an_error_not_a_new_start(workdir: Path) -> None:
     for step in STEPS:
         flip_array_byte(workdir / "checkpoints" / str(step))
-    with pytest.raises(CheckpointError, match=r"no good checkpoint in .*step 30: .*step 20: .*step 10: ") as error:
+    with pytest.raises(
+        CheckpointError, match=r"no good checkpoint in .*step 30: .*step 20: .*step 10: "
+    ) as error:
         restore(workdir)
     assert "nothing was changed" in str(error.value)
     assert all((workdir / "checkpoints" / str(step)).is_dir() for step in STEPS)
@@ -209,13 +215,15 @@ def test_donating_the_state_during_a_save_does_not_reach_the_file(tmp_path: Path
 
 
 def test_config_is_checked() -> None:
-    with pytest.raises(ConfigError, match="checkpoint.keep = 1: must be at least 2"):
+    with pytest.raises(ConfigError, match=r"checkpoint.keep = 1: must be at least 2"):
         CheckpointConfig(keep=1)
-    with pytest.raises(ConfigError, match="checkpoint.every = 0"):
+    with pytest.raises(ConfigError, match=r"checkpoint.every = 0"):
         CheckpointConfig(every=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "float64", "int64"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "float64", "int64"]
+)
 def test_every_single_flipped_bit_changes_both_words(dtype: str) -> None:
     shape = (2, 3)
     array = np.random.default_rng(0).integers(0, 2, shape).astype(jnp.dtype(dtype))

@@ -126,7 +126,9 @@ def test_bad_input_is_named() -> None:
         Batches(Rows(), 4).iterate(-1)
     with pytest.raises(ValueError, match="process_index 2 is not below process_count 2"):
         Batches(Rows(), 4).iterate(process_index=2, process_count=2)
-    with pytest.raises(ValueError, match=r"'row' of example 2 is \(2,\) float64, of example 0 \(1,\) float64"):
+    with pytest.raises(
+        ValueError, match=r"'row' of example 2 is \(2,\) float64, of example 0 \(1,\) float64"
+    ):
         Batches(Uneven(), 4, order="sequential")[0]
     with pytest.raises(ValueError, match=r"example 2 has keys \['raw'\], example 0 has \['row'\]"):
         Batches(Renamed(), 4, order="sequential")[0]

@@ -57,7 +57,7 @@ def saving(workdir: Path) -> Callable[[], bool]:
 
     def ready() -> bool:
         try:
-            names = os.listdir(folder)
+            names = [path.name for path in folder.iterdir()]
         except FileNotFoundError:
             return False
         return any("tmp" in name for name in names) and any(name.isdigit() for name in names)
@@ -101,11 +101,8 @@ def disturb(program: str, workdir: Path, kills: int, seed: int) -> int:
     happened = 0
     for attempt in range(kills):
         child = start(program, workdir, "--pause=0.05")
-        if attempt % 2:
-            ready = saving(workdir)
-        else:
-            ready = stepping(workdir, rng.randint(1, 4), rng.random() * 0.1)
-        happened += kill_when(child, ready)
+        in_step = stepping(workdir, rng.randint(1, 4), rng.random() * 0.1)
+        happened += kill_when(child, saving(workdir) if attempt % 2 else in_step)
     finish(program, workdir)
     return happened
 

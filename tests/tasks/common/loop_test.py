@@ -76,7 +76,7 @@ def test_resume_with_workers_and_more_steps(
     tiny: ModuleType, undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
     fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 5})))
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"num_workers": 1})))
+    fit(**tiny.arguments(tmp_path, tiny.tiny_config(num_workers=1)))
     assert train_lines(tmp_path) == train_lines(undisturbed[0])
 
 
@@ -195,7 +195,9 @@ def nan_at(tiny: ModuleType, step: int) -> Any:
 @pytest.mark.parametrize("step", [3, 6])
 def test_nan_stops_the_run_with_its_batch_saved(tiny: ModuleType, tmp_path: Path, step: int) -> None:
     """Step 3 is the last before a checkpoint is due: the bad state must not be saved."""
-    with pytest.raises(Diverged, match=rf"step {step}: loss, grad_norm.* not finite.*diverged_step{step}.npz"):
+    with pytest.raises(
+        Diverged, match=rf"step {step}: loss, grad_norm.* not finite.*diverged_step{step}.npz"
+    ):
         fit(**tiny.arguments(tmp_path, tiny.tiny_config(), batches=nan_at(tiny, step)))
     with np.load(tmp_path / f"diverged_step{step}.npz") as saved:
         assert np.isnan(saved["x"]).all()
@@ -226,7 +228,7 @@ def test_spike_stops_the_run_only_when_asked(tiny: ModuleType, tmp_path: Path) -
     config = tiny.tiny_config(**{"train.spike_window": 6})
     config.unlock()
     config.train.spike_factor = 50.0
-    with pytest.raises(Diverged, match="step 9: grad_norm .* over 50 x its running median"):
+    with pytest.raises(Diverged, match=r"step 9: grad_norm .* over 50 x its running median"):
         fit(**tiny.arguments(tmp_path / "on", config, batches=batches, loss_fn=jumpy))
     assert load_checkpoint(tmp_path / "on").step == 8
 
@@ -259,7 +261,9 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_a_clear_error(tiny: ModuleType, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_is_a_clear_error(
+    tiny: ModuleType, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     config = tiny.tiny_config()
     fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4})))
     good = load_params(tmp_path)
@@ -269,7 +273,9 @@ def test_a_full_disk_is_a_clear_error(tiny: ModuleType, tmp_path: Path, request:
         fit(**tiny.arguments(tmp_path, quiet))
     assert error.value.exit_code == 4
     assert same_arrays(load_params(tmp_path), good)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )
     fit(**tiny.arguments(tmp_path, config))
     assert [json.loads(line)["step"] for line in train_lines(tmp_path)] == list(range(12))
 
@@ -299,7 +305,7 @@ def test_another_model_is_refused_array_by_array(tiny: ModuleType, undisturbed: 
 
 
 def test_sizes_that_do_not_fit_are_named(tiny: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train.batch_size = 8 is not divisible by train.accum = 3"):
+    with pytest.raises(ConfigError, match=r"train.batch_size = 8 is not divisible by train.accum = 3"):
         tiny.arguments(tmp_path, tiny.tiny_config(**{"train.accum": 3}))
     given = tiny.arguments(tmp_path, tiny.tiny_config())
     other = type(given["batches"])(tiny.Points(), 4)

@@ -1,6 +1,6 @@
 """A tiny regression trained by the shared loop: what the loop's tests run, in process or as a child process.
 
-As a program: python tests/tasks/common/tiny_run.py --workdir=DIR [--config.SECTION.KEY=VALUE] [--pause=SECONDS]
+As a program: python tests/tasks/common/tiny_run.py --workdir=DIR [--config.KEY=VALUE] [--pause=SECONDS]
 """
 
 import sys
@@ -45,7 +45,11 @@ class Points:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(index)
         x = rng.normal(size=WIDTH).astype(np.float32)
-        return {"x": x, "y": np.float32(np.sin(x.sum()) + 0.1 * rng.normal()), "mask": np.bool_(index % 5 > 0)}
+        return {
+            "x": x,
+            "y": np.float32(np.sin(x.sum()) + 0.1 * rng.normal()),
+            "mask": np.bool_(index % 5 > 0),
+        }
 
 
 def init_params(key: Any) -> dict[str, Any]:
@@ -125,7 +129,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds to sleep after every batch drawn")
     given = config_lib.parse_command_line(parser, ["--config", f"{__file__}", *sys.argv[1:]], schema=SCHEMA)
     assert given.config is not None
-    job = arguments(given.workdir or Path("."), given.config)
+    job = arguments(given.workdir or Path(), given.config)
     if given.options.pause:
         source = job["batches"]
 
