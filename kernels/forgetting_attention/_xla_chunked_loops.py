@@ -131,8 +131,8 @@ def take_columns(columns: Columns, step: Step, block: Array, plan: Plan) -> Colu
 
 
 def _slice(x: Array, at: tuple[Any, ...], size: tuple[int, ...]) -> Array:
-    rest = x.ndim - len(at)
-    return jax.lax.dynamic_slice(x, (*at, *([0] * rest)), (*size, *x.shape[len(at) :]))
+    zeros = [jnp.int32(0)] * (x.ndim - len(at))
+    return jax.lax.dynamic_slice(x, (*at, *zeros), (*size, *x.shape[len(at) :]))
 
 
 def tile_scores(
@@ -154,7 +154,7 @@ def tile_scores(
     scores = scores.reshape(g, r, n_rows, -1) * jnp.asarray(plan.sm_scale, dtype)
     decay = Decay(rows.decay_hi, cols.decay_hi, rows.decay_lo, cols.decay_lo)
     if not masked:
-        row, col = _relative(decay)
+        row, col = relative_decay(decay)
         return scores + (row[..., None] + col[..., None, :])
     bias = decay.row_hi[..., None] + decay.col_hi[..., None, :]
     if decay.row_lo is not None and decay.col_lo is not None:
@@ -168,7 +168,8 @@ def tile_scores(
     return jnp.where(visible, scores + bias, -jnp.inf)
 
 
-def _relative(decay: Decay) -> tuple[Array, Array]:
+def relative_decay(decay: Decay) -> tuple[Array, Array]:
+    """Row and column parts of D relative to the last key of the tile; as they are if there are no lo parts."""
     if decay.row_lo is None or decay.col_lo is None:
         return decay.row_hi, decay.col_hi
     hi, lo = decay.col_hi[..., -1:], decay.col_lo[..., -1:]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -222,8 +222,8 @@ def merge_partials(
 
 
 def explain(
-    q: Array,
-    k: Array,
+    q: Array | jax.ShapeDtypeStruct,
+    k: Array | jax.ShapeDtypeStruct,
     *,
     adaptive_threshold: Threshold = None,
     segment_ids: Array | None = None,
@@ -241,8 +241,31 @@ def explain(
     return explain_choice(op, IMPLEMENTATIONS, request, implementation, PREFERENCE)
 
 
+def explain_shape(
+    sizes: Mapping[str, int],
+    dtype: str,
+    *,
+    pruning: str | None = None,
+    implementation: str | Sequence[str] | None = None,
+) -> str:
+    """`explain` from sizes by letter (B, T, S, N, K, H; the rest is default), for the command line.
+
+    Raises:
+      ValueError: a letter is not a size of this op.
+    """
+    unknown = sorted(set(sizes) - set("BTSNKH"))
+    if unknown:
+        raise ValueError(f"forgetting_attention has sizes B, T, S, N, K, H; got {', '.join(unknown)}.")
+    queries, heads = sizes.get("T", 4096), sizes.get("N", 16)
+    batch, head_dim = sizes.get("B", 1), sizes.get("H", 64)
+    q = jax.ShapeDtypeStruct((batch, queries, heads, head_dim), dtype)
+    k = jax.ShapeDtypeStruct((batch, sizes.get("S", queries), sizes.get("K", heads), head_dim), dtype)
+    arguments.check_shapes(q, k, k, "forgetting_attention")
+    return explain(q, k, adaptive_threshold=pruning, implementation=implementation)
+
+
 def _request(
-    op: str, q: Array, k: Array, adaptive_threshold: Threshold, tiles: TileConfig | None,
+    op: str, q: Any, k: Any, adaptive_threshold: Threshold, tiles: TileConfig | None,
     segment_ids: Array | None, seq_start: Array | None, kv_length: Array | None,
 ) -> Request:  # fmt: skip
     if adaptive_threshold is None:

@@ -1,0 +1,114 @@
+"""Forgetting attention and its pruning against results of the official kernels (tests/golden/fox/README.md)."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.forgetting_attention import (
+    TileConfig,
+    acp_threshold,
+    forgetting_attention,
+    prune_bounds,
+    visited_fraction,
+)
+
+IMPLEMENTATIONS = ("reference", "xla_chunked")
+GRADIENTS = {"q": "dq", "k": "dk", "v": "dv", "log_fgate": "dlog_fgate"}
+# The float32 column of the golden README, absolute.
+TOLERANCE = {
+    "out": 3e-5, "log_normalizer": 3e-5, "dq": 5e-5, "dk": 5e-5, "dv": 5e-5, "dlog_fgate": 1e-4, "threshold": 1e-4,
+}  # fmt: skip
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def results(golden: dict[str, np.ndarray], implementation: str, **options: Any) -> dict[str, np.ndarray]:
+    """Outputs and gradients of sum(out * dout), by their golden names."""
+    if "sm_scale" in golden:
+        options["sm_scale"] = float(golden["sm_scale"])
+    if "seq_start" in golden:
+        options["seq_start"] = jnp.asarray(golden["seq_start"])
+
+    @jax.jit
+    def run(arrays: dict[str, jax.Array], cotangent: jax.Array) -> tuple[Any, Any]:
+        def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            out, lse = forgetting_attention(
+                **arrays, **options, return_lse=True, implementation=implementation
+            )
+            return jnp.sum(out * cotangent), (out, lse)
+
+        return jax.grad(loss, has_aux=True)(arrays)
+
+    arrays = {name: jnp.asarray(golden[name]) for name in GRADIENTS}
+    with jax.default_matmul_precision("highest"):
+        grads, (out, lse) = run(arrays, jnp.asarray(golden["dout"]))
+    return {"out": out, "log_normalizer": lse, **{GRADIENTS[name]: grads[name] for name in GRADIENTS}}
+
+
+def assert_matches(actual: dict[str, np.ndarray], golden: dict[str, np.ndarray], prefix: str = "") -> None:
+    for name, value in actual.items():
+        np.testing.assert_allclose(
+            np.asarray(value), golden[prefix + name], rtol=0, atol=TOLERANCE[name], err_msg=name
+        )
+
+
+def tile(golden: dict[str, np.ndarray], name: str) -> tuple[int, int]:
+    rows, columns = (int(size) for size in golden[name])
+    return rows, columns
+
+
+@pytest.mark.golden("op_*.npz", room="fox")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_op(golden_file: Path, implementation: str) -> None:
+    golden = load(golden_file)
+    assert_matches(results(golden, implementation), golden)
+
+
+@pytest.mark.golden("acp_d*.npz", room="fox")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_pruned(golden_file: Path, implementation: str) -> None:
+    golden = load(golden_file)
+    tiles = TileConfig(*(tile(golden, f"block_{name}") for name in ("fwd", "bwd_kv", "bwd_q")))
+    threshold: Any = "auto" if bool(golden["threshold_is_auto"]) else jnp.asarray(golden["acp_threshold"])
+    actual = results(golden, implementation, adaptive_threshold=threshold, tiles=tiles)
+    # Files with weak thresholds carry the pruned results; the others the exact ones, which pruning must not change.
+    assert_matches(actual, golden, "acp_" if "acp_out" in golden else "")
+
+
+@pytest.mark.golden("acp_d*.npz", room="fox")
+def test_threshold_and_start_index(golden_file: Path) -> None:
+    golden = load(golden_file)
+    q, k, log_fgate = (jnp.asarray(golden[name]) for name in ("q", "k", "log_fgate"))
+    if bool(golden["threshold_is_auto"]):
+        scale = float(golden["sm_scale"]) if "sm_scale" in golden else q.shape[3] ** -0.5
+        threshold = acp_threshold(q, k, sm_scale=scale, num_keys=k.shape[1])
+        np.testing.assert_allclose(threshold, golden["acp_threshold"], rtol=0, atol=TOLERANCE["threshold"])
+    start, _ = prune_bounds(
+        log_fgate, jnp.asarray(golden["acp_threshold"]), q_length=q.shape[1], tile=tile(golden, "block_fwd")
+    )
+    np.testing.assert_array_equal(start, golden["acp_start_index"])
+
+
+@pytest.mark.golden("acp_index_*.npz", room="fox")
+def test_index_search(golden_file: Path) -> None:
+    golden = load(golden_file)
+    log_fgate, threshold = jnp.asarray(golden["log_fgate"]), jnp.asarray(golden["threshold"])
+    queries = int(golden["q_len"])
+    for rows, columns in golden["combos"]:
+        name, size = f"{rows}x{columns}", (int(rows), int(columns))
+        start, end = prune_bounds(log_fgate, threshold, q_length=queries, tile=size)
+        np.testing.assert_array_equal(start, golden[f"start_{name}"], err_msg=f"start {name}")
+        # Ours is the exact end; the official search ignores the query offset and so ends later when M < N.
+        np.testing.assert_array_equal(end, golden[f"end_exact_{name}"], err_msg=f"end {name}")
+        assert (np.asarray(end) <= golden[f"end_{name}"]).all()
+        kept = visited_fraction(log_fgate, threshold, q_length=queries, tile=size) * int(
+            golden[f"blocks_total_{name}"]
+        )
+        np.testing.assert_allclose(kept, golden[f"blocks_kept_{name}"], rtol=1e-6, err_msg=f"kept {name}")
