@@ -70,10 +70,11 @@ def embed(
     Ids outside [0, V) give NaN rows rather than a neighbour's embedding.
     """
     mesh = active_mesh()
-    if mesh is None:
-        return table.at[tokens].get(mode="fill", fill_value=jnp.nan)
-    spec = fit_spec((rules or ShardingRules()).spec(("batch", "length", None)), (*tokens.shape, 1), mesh)
-    return gathered(table).at[tokens].get(mode="fill", fill_value=jnp.nan, out_sharding=spec)
+    spec = None
+    if mesh is not None:
+        spec = fit_spec((rules or ShardingRules()).spec(("batch", "length", None)), (*tokens.shape, 1), mesh)
+    rows = gathered(table).at[tokens]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=spec)
 
 
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
