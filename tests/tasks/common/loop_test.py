@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_a_finished_run_says_so_and_is_left_alone(
     assert "finished" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert same_arrays(state, wanted)
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(
+    tiny: ModuleType, undisturbed: tuple[Path, Any], tmp_path: Path
+) -> None:
+    fit(**tiny.arguments(tmp_path, tiny.tiny_config()))
+    shutil.rmtree(tmp_path / "checkpoints" / "12" / "params")
+    state = fit(**tiny.arguments(tmp_path, tiny.tiny_config()))
+    assert train_lines(tmp_path) == train_lines(undisturbed[0])
+    assert same_arrays(state, undisturbed[1])
+    assert load_checkpoint(tmp_path).step == 12
 
 
 def test_resume_with_workers_and_more_steps(
