@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -143,18 +144,19 @@ class Printer:
     A single text follows its prompt directly; several get a heading each.
     """
 
-    def __init__(self, prompts: Sequence[str], out: TextIO):
+    def __init__(self, prompts: Sequence[str], out: TextIO | TextIOBase):
         self._prompts, self._out = prompts, out
         self._waiting: dict[int, list[str]] = {row: [] for row in range(len(prompts))}
         self._ended: set[int] = set()
         self._current = 0
-        if hasattr(out, "reconfigure"):
+        if isinstance(out, TextIOWrapper):
             # A lone surrogate, or a terminal that is not UTF-8, must not end the stream.
             out.reconfigure(errors="replace")
-        self._open()
+        self._is_open = False
 
     def add(self, row: int, text: str) -> None:
         """New text of a row."""
+        self._begin()
         if row == self._current:
             self._write(text)
         else:
@@ -162,6 +164,7 @@ class Printer:
 
     def end(self, row: int) -> None:
         """A row is finished; shows those that waited for it."""
+        self._begin()
         self._ended.add(row)
         while self._current in self._ended:
             self._write("\n")
@@ -169,6 +172,12 @@ class Printer:
             if self._current < len(self._prompts):
                 self._open()
                 self._write("".join(self._waiting.pop(self._current)))
+
+    def _begin(self) -> None:
+        """Shows the first prompt; not before there is text, so that what is refused prints nothing."""
+        if not self._is_open:
+            self._is_open = True
+            self._open()
 
     def _open(self) -> None:
         if len(self._prompts) > 1:

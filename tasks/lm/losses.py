@@ -118,9 +118,7 @@ def token_losses(
     return jnp.moveaxis(parts, 0, 1).reshape(hidden.shape[0], -1)[:, :length]
 
 
-def lm_loss_fn(
-    config: "fox.FoxConfig", runtime: "fox.FoxRuntime", *, chunk_size: int | None = None
-) -> LossFn:
+def lm_loss_fn(config: fox.FoxConfig, runtime: fox.FoxRuntime, *, chunk_size: int | None = None) -> LossFn:
     """Makes the task's loss for the shared training loop.
 
     Args:

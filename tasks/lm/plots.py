@@ -85,7 +85,7 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path, title: str =
     names = sorted({k for r in records if r.get("kind") == "eval" for k in r if k.endswith("/loss")})
     for colour, name in zip(_COLOURS[1:] * len(names), names, strict=False):
         at, values = _series(records, "eval", name)
-        label = name.removesuffix("/loss")
+        label = name.removesuffix("/loss").replace("_", " ")
         ax.plot(at, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
     finite = losses[np.isfinite(losses)]
     if len(finite):

@@ -82,8 +82,8 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="bytes|FILE|FOLDER",
-        help="for --checkpoint: 'bytes', a tokenizer.json, a .tiktoken rank file, or a folder with one or with "
-        "encoder.json and vocab.bpe (default: the one in the checkpoint's folder)",
+        help="for --checkpoint: 'bytes', a tokenizer.json, a .tiktoken rank file, or a folder with one, or "
+        "with encoder.json and vocab.bpe (default: the one in the checkpoint's folder)",
     )
     parser.add_argument(
         "--json_escape",

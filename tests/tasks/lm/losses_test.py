@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import fox
+from tasks.common.optim import OptimConfig, make_optimizer
+from tasks.common.state import TrainState
+from tasks.common.step import make_train_step
 from tasks.lm import losses
 
 
@@ -216,3 +220,50 @@ def test_equal_on_a_mesh_of_eight_devices():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "equal on 8 devices" in done.stdout
+
+
+def lm_problem():
+    config = fox.FoxConfig.preset("fox_llama", "tiny", vocab_size=17)
+    rng = np.random.default_rng(0)
+    batch = {
+        "tokens": rng.integers(0, 17, (4, 9)).astype(np.int32),
+        "labels": rng.integers(0, 17, (4, 9)).astype(np.int32),
+        "reset": rng.random((4, 9)) < 0.2,
+        "loss_mask": rng.random((4, 9)) < 0.6,
+    }
+    return config, fox.init_params(config, jax.random.key(0)), batch
+
+
+def test_lm_loss_is_the_mean_over_counted_tokens():
+    config, params, batch = lm_problem()
+    loss_fn = losses.lm_loss_fn(config, fox.FoxRuntime(), chunk_size=4)
+    loss, aux = loss_fn(params, batch, None)
+    logits, _ = fox.apply(config, fox.FoxRuntime(), params, batch["tokens"], reset=batch["reset"])
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    plain = -np.take_along_axis(log_probs, batch["labels"][..., None], axis=-1)[..., 0][batch["loss_mask"]]
+    np.testing.assert_allclose(loss, plain.mean(), rtol=1e-6)
+    np.testing.assert_allclose(aux["loss"], (plain.sum(), plain.size), rtol=1e-6)
+    assert aux["weight"] == plain.size
+    batch["loss_mask"] = np.zeros_like(batch["loss_mask"])
+    assert loss_fn(params, batch, None)[0] == 0
+    whole = {k: v for k, v in batch.items() if k in ("tokens", "labels")}
+    assert loss_fn(params, whole, None)[1]["weight"] == 36
+
+
+def test_micro_batches_with_unequal_masks_equal_the_whole_batch():
+    config, params, batch = lm_problem()
+    batch["loss_mask"][:2] = False
+    batch["loss_mask"][0, 0] = True  # one counted token in one half, many in the other
+    optimizer = make_optimizer(OptimConfig(peak_lr=1e-2, total=10), None)
+    results = []
+    for accum in (1, 2):
+        step = make_train_step(losses.lm_loss_fn(config, fox.FoxRuntime()), optimizer, seed=0, accum=accum)
+        own = jax.tree.map(jnp.copy, params)
+        state = TrainState(step=jnp.int32(0), params=own, opt_state=optimizer.init(own))
+        micro = {k: v.reshape(accum, 4 // accum, *v.shape[1:]) for k, v in batch.items()}
+        results.append(step(state, micro, jnp.float32(1e-2)))
+    (one, metrics_one), (two, metrics_two) = results
+    np.testing.assert_allclose(metrics_one["loss"], metrics_two["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics_one["grad_norm"], metrics_two["grad_norm"], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step amplifies rounding of tiny gradients
