@@ -1,4 +1,4 @@
-"""Writes PyTorch's zip format (data.pkl, data/N, version, byteorder) without PyTorch, for tests of its reader.
+"""Writes PyTorch's zip format (data.pkl, data/N, version, byteorder) without PyTorch: for its reader's tests.
 
 The pickle is emitted opcode by opcode, as `torch.save` emits it (protocol 2):
 `torch._utils._rebuild_tensor_v2` called on a persistent reference ("storage", torch.XStorage, key, "cpu",
