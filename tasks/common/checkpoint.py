@@ -123,7 +123,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _drop_orbax_tracebacks(record: logging.LogRecord) -> bool:
-    """Log filter: Orbax prints up to ten tracebacks for one failed save, which comes back as one error here."""
+    """Log filter: Orbax prints up to ten tracebacks for a failed save, which comes back as one error here."""
     return record.exc_info is None or "orbax" not in record.pathname
 
 

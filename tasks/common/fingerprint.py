@@ -7,7 +7,6 @@ Integer addition is associative, so the value does not depend on the sharding, t
 the sum. Computed on the device, one pass over the data.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -56,23 +55,24 @@ def _words(bits: Array) -> UInt32[Array, "2"]:
     return jnp.stack(words)
 
 
-@functools.partial(jax.jit, static_argnames="from_host")
-def _words_of_leaves(leaves: list[Any], from_host: bool) -> list[Array]:
-    return [_words(leaf if from_host else _bits(leaf)) for leaf in leaves]
+# One small program per shape and dtype: a model repeats few, and one program of all leaves compiles slowly.
+_words_of_bits = jax.jit(_words)
+_words_of_leaf = jax.jit(lambda leaf: _words(_bits(leaf)))
 
 
 def fingerprints(tree: Any) -> dict[str, list[int]]:
     """Two 32-bit words per leaf, by slash-joined name.
 
     Args:
-      tree: jax arrays of any sharding, or numpy arrays (of any dtype of 1, 2, 4 or 8 bytes); not both.
+      tree: jax arrays of any sharding, or numpy arrays, of any dtype of 1, 2, 4 or 8 bytes.
 
     Returns:
       {name: [word, word]}; equal bit patterns in equal shapes give equal words, on any device or mesh.
     """
-    leaves = jax.tree.leaves(tree)
-    from_host = bool(leaves) and isinstance(leaves[0], np.ndarray | np.generic)
-    words = _words_of_leaves([_bits(leaf) for leaf in leaves] if from_host else leaves, from_host)
+    words = [
+        _words_of_bits(_bits(leaf)) if isinstance(leaf, np.ndarray | np.generic) else _words_of_leaf(leaf)
+        for leaf in jax.tree.leaves(tree)
+    ]
     # One transfer for all leaves, not one round trip each.
     return {
         name: [int(word) for word in pair]
