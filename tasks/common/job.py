@@ -79,7 +79,7 @@ class Hook:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """The arguments of `loop.fit`.
+    """What `loop.fit` runs.
 
     workdir: folder of the run; the only place written to.
     seed: of initialisation and of the steps' rng, fold_in(key(seed), step).

@@ -31,11 +31,11 @@ from tasks.common.writer import Writer, read_records, truncate_records
 __all__ = ["Hook", "Job", "TrainConfig", "fit"]
 
 
-def fit(**arguments: Any) -> TrainState:
+def fit(job: Job) -> TrainState:
     """Trains to `train.steps`, going on from the newest good checkpoint of the workdir if there is one.
 
     Args:
-      **arguments: the fields of `Job`, which documents them.
+      job: what is trained, on what, how and where.
 
     Returns:
       The final state.
@@ -46,7 +46,6 @@ def fit(**arguments: Any) -> TrainState:
       Diverged: a non-finite or jumping step; its batch is saved, its state is not.
       Stopped: a signal came; the state is saved.
     """
-    job = Job(**arguments)
     workdir = Path(job.workdir)
     with writing(workdir, "the workdir"):
         workdir.mkdir(parents=True, exist_ok=True)

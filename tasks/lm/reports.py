@@ -89,7 +89,7 @@ def make_callbacks(cfg: LMConfig, data: LMData, workdir: Path) -> tuple[Hook, ..
             print(f"--- sample at step {step} ---\n{results[0].prompt}{results[0].text}\n---", flush=True)
 
     hooks = [Hook("loss curve", plot)]
-    if cfg.eval.sample_tokens:
+    if cfg.eval.sample_tokens and data.tokenizer.can_decode:
         hooks.append(Hook("samples", sample, cfg.eval.sample_every))
     return tuple(hooks)
 

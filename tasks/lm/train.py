@@ -18,6 +18,7 @@ from models.common.sharding import ShardingRules
 from tasks.common.config import make_parser, parse_command_line, to_json
 from tasks.common.data import Batches
 from tasks.common.errors import ConfigError, run_main
+from tasks.common.job import Job
 from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
 from tasks.common.resolved import diff_configs
@@ -62,7 +63,7 @@ def train(config: Any, workdir: Path) -> TrainState:
     training = cfg.train.on_devices(mesh.size)
     data = open_data(cfg)
     shapes = jax.eval_shape(lambda key: fox.init_params(cfg.model, key), jax.random.key(0))
-    state = fit(
+    job = Job(
         workdir=workdir,
         seed=cfg.seed,
         mesh=mesh,
@@ -90,6 +91,7 @@ def train(config: Any, workdir: Path) -> TrainState:
         num_workers=training.num_workers,
         prefetch=training.prefetch,
     )
+    state = fit(job)
     print_summary(workdir)
     return state
 

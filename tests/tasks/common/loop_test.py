@@ -17,7 +17,7 @@ import pytest
 
 from tasks.common.checkpoint import load_checkpoint, load_params
 from tasks.common.errors import CheckpointError, ConfigError, Diverged, Stopped
-from tasks.common.job import Hook
+from tasks.common.job import Hook, Job
 from tasks.common.loop import fit
 from tasks.common.writer import read_records
 
@@ -39,7 +39,7 @@ class StopAt(Exception):
 @pytest.fixture(scope="module")
 def undisturbed(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     workdir = tmp_path_factory.mktemp("undisturbed")
-    state = fit(**tiny.arguments(workdir, tiny.tiny_config()))
+    state = fit(Job(**tiny.arguments(workdir, tiny.tiny_config())))
     return workdir, state
 
 
@@ -53,8 +53,8 @@ def test_resume_after_a_crash_is_bitwise_the_same(
 
     config = tiny.tiny_config()
     with pytest.raises(StopAt):
-        fit(**tiny.arguments(tmp_path, config, callbacks=[Hook("crash", fail, every=1)]))
-    state = fit(**tiny.arguments(tmp_path, config))
+        fit(Job(**tiny.arguments(tmp_path, config, callbacks=[Hook("crash", fail, every=1)])))
+    state = fit(Job(**tiny.arguments(tmp_path, config)))
     whole, wanted = undisturbed
     assert train_lines(tmp_path) == train_lines(whole)
     assert len(train_lines(whole)) == 12
@@ -67,7 +67,7 @@ def test_a_finished_run_says_so_and_is_left_alone(
 ) -> None:
     workdir, wanted = undisturbed
     before = (workdir / "metrics.jsonl").read_bytes()
-    state = fit(**tiny.arguments(workdir, tiny.tiny_config()))
+    state = fit(Job(**tiny.arguments(workdir, tiny.tiny_config())))
     assert "finished" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert same_arrays(state, wanted)
@@ -76,9 +76,9 @@ def test_a_finished_run_says_so_and_is_left_alone(
 def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(
     tiny: ModuleType, undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config()))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config())))
     shutil.rmtree(tmp_path / "checkpoints" / "12" / "params")
-    state = fit(**tiny.arguments(tmp_path, tiny.tiny_config()))
+    state = fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config())))
     assert train_lines(tmp_path) == train_lines(undisturbed[0])
     assert same_arrays(state, undisturbed[1])
     assert load_checkpoint(tmp_path).step == 12
@@ -87,8 +87,8 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_changes_nothing(
 def test_resume_with_workers_and_more_steps(
     tiny: ModuleType, undisturbed: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 5})))
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(num_workers=1)))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 5}))))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(num_workers=1))))
     assert train_lines(tmp_path) == train_lines(undisturbed[0])
 
 
@@ -115,7 +115,9 @@ def test_accumulation_equals_the_whole_batch(
         return tiny.loss_fn(params, batch, jax.random.key(0))
 
     for name, n in (("whole", 1), ("parts", accum)):
-        fit(**tiny.arguments(tmp_path / name, tiny.tiny_config(**{"train.accum": n}), loss_fn=quiet_loss))
+        fit(
+            Job(**tiny.arguments(tmp_path / name, tiny.tiny_config(**{"train.accum": n}), loss_fn=quiet_loss))
+        )
     whole, parts = ([json.loads(line) for line in train_lines(tmp_path / n)] for n in ("whole", "parts"))
     for name in ("loss", "grad_norm", "update_norm", "param_norm", "abs_error"):
         np.testing.assert_allclose(
@@ -135,11 +137,13 @@ def test_hooks_run_when_due_and_at_the_end(tiny: ModuleType, tmp_path: Path) -> 
 
     config = tiny.tiny_config(**{"train.steps": 7, "train.eval_every": 3, "train.eval_at_start": True})
     fit(
-        **tiny.arguments(
-            tmp_path,
-            config,
-            evaluators=[Hook("valid", hook("valid")), Hook("late", hook("late"), every=0)],
-            callbacks=[Hook("samples", hook("samples"), every=2)],
+        Job(
+            **tiny.arguments(
+                tmp_path,
+                config,
+                evaluators=[Hook("valid", hook("valid")), Hook("late", hook("late"), every=0)],
+                callbacks=[Hook("samples", hook("samples"), every=2)],
+            )
         )
     )
     assert seen == {"valid": [0, 3, 6, 7], "late": [0, 7], "samples": [0, 2, 4, 6, 7]}
@@ -160,20 +164,20 @@ def test_fine_tuning_starts_at_the_given_parameters(
 ) -> None:
     given = load_params(undisturbed[0])
     config = tiny.tiny_config(**{"train.steps": 1})
-    state = fit(**tiny.arguments(tmp_path / "a", config, initial_params=given))
+    state = fit(Job(**tiny.arguments(tmp_path / "a", config, initial_params=given)))
     assert same_arrays(state.params, given)  # the first step of a warm-up has rate 0
     del given["head"]
     with pytest.raises(ConfigError, match="head/kernel is missing"):
-        fit(**tiny.arguments(tmp_path / "b", config, initial_params=given))
+        fit(Job(**tiny.arguments(tmp_path / "b", config, initial_params=given)))
     given["head"] = {"kernel": np.zeros((5,), np.float32)}
     with pytest.raises(ConfigError, match=r"head/kernel has shape \(5,\), the model has \(16,\)"):
-        fit(**tiny.arguments(tmp_path / "c", config, initial_params=given))
+        fit(Job(**tiny.arguments(tmp_path / "c", config, initial_params=given)))
 
 
 def test_fine_tuning_leaves_the_given_arrays_alone(tiny: ModuleType, tmp_path: Path) -> None:
     given = tiny.init_params(jax.random.key(1))
     before = jax.tree.map(np.array, given)
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4}), initial_params=given))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4}), initial_params=given)))
     assert same_arrays(given, before)
 
 
@@ -181,13 +185,13 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny: ModuleType, tmp_path: 
     config = tiny.tiny_config(**{"train.steps": 6})
     mask = {"layers": {"0": {"kernel": False, "bias": True}}, "head": {"kernel": True}}
     given = tiny.init_params(jax.random.key(1))
-    state = fit(**tiny.arguments(tmp_path, config, trainable_mask=mask, initial_params=given))
+    state = fit(Job(**tiny.arguments(tmp_path, config, trainable_mask=mask, initial_params=given)))
     assert np.array_equal(state.params["layers"]["0"]["kernel"], given["layers"]["0"]["kernel"])
     assert not np.array_equal(state.params["head"]["kernel"], given["head"]["kernel"])
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state))
     assert shapes == [(), (16,), (16,), (16,), (16,)]  # count; two moments of two trained leaves
     assert same_arrays(load_params(tmp_path), state.params)
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(), trainable_mask=mask))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(), trainable_mask=mask)))
 
 
 def nan_at(tiny: ModuleType, step: int) -> Any:
@@ -210,7 +214,7 @@ def test_nan_stops_the_run_with_its_batch_saved(tiny: ModuleType, tmp_path: Path
     with pytest.raises(
         Diverged, match=rf"step {step}: loss, grad_norm.* not finite.*diverged_step{step}.npz"
     ):
-        fit(**tiny.arguments(tmp_path, tiny.tiny_config(), batches=nan_at(tiny, step)))
+        fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(), batches=nan_at(tiny, step))))
     with np.load(tmp_path / f"diverged_step{step}.npz") as saved:
         assert np.isnan(saved["x"]).all()
         assert saved["x"].shape == (8, 8)
@@ -236,12 +240,12 @@ def test_spike_stops_the_run_only_when_asked(tiny: ModuleType, tmp_path: Path) -
             return {**super().rows(k, start, stop), "jump": np.full((stop - start,), k == 9)}
 
     batches = Jump(tiny.Points(), 8, 3)
-    fit(**tiny.arguments(tmp_path / "off", tiny.tiny_config(), batches=batches, loss_fn=jumpy))
+    fit(Job(**tiny.arguments(tmp_path / "off", tiny.tiny_config(), batches=batches, loss_fn=jumpy)))
     config = tiny.tiny_config(**{"train.spike_window": 6})
     config.unlock()
     config.train.spike_factor = 50.0
     with pytest.raises(Diverged, match=r"step 9: grad_norm .* over 50 x its running median"):
-        fit(**tiny.arguments(tmp_path / "on", config, batches=batches, loss_fn=jumpy))
+        fit(Job(**tiny.arguments(tmp_path / "on", config, batches=batches, loss_fn=jumpy)))
     assert load_checkpoint(tmp_path / "on").step == 8
 
 
@@ -256,11 +260,11 @@ def test_a_signal_saves_and_stops(
     handler = signal.getsignal(number)
     config = tiny.tiny_config()
     with pytest.raises(Stopped, match=rf"{number.name} after step 6: saved") as stopped:
-        fit(**tiny.arguments(tmp_path, config, callbacks=[Hook("kill", send, every=1)]))
+        fit(Job(**tiny.arguments(tmp_path, config, callbacks=[Hook("kill", send, every=1)])))
     assert stopped.value.exit_code == 75
     assert signal.getsignal(number) is handler
     assert load_checkpoint(tmp_path).step == 7
-    fit(**tiny.arguments(tmp_path, config))
+    fit(Job(**tiny.arguments(tmp_path, config)))
     assert train_lines(tmp_path) == train_lines(undisturbed[0])
 
 
@@ -277,18 +281,18 @@ def test_a_full_disk_is_a_clear_error(
     tiny: ModuleType, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = tiny.tiny_config()
-    fit(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4})))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4}))))
     good = load_params(tmp_path)
     request.getfixturevalue("small_files")
     quiet = tiny.tiny_config(**{"checkpoint.every": 1})
     with pytest.raises(CheckpointError, match=f"workdir {tmp_path}: the disk is full") as error:
-        fit(**tiny.arguments(tmp_path, quiet))
+        fit(Job(**tiny.arguments(tmp_path, quiet)))
     assert error.value.exit_code == 4
     assert same_arrays(load_params(tmp_path), good)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     )
-    fit(**tiny.arguments(tmp_path, config))
+    fit(Job(**tiny.arguments(tmp_path, config)))
     assert [json.loads(line)["step"] for line in train_lines(tmp_path)] == list(range(12))
 
 
@@ -298,14 +302,14 @@ def test_another_config_is_refused_key_by_key(
     workdir = undisturbed[0]
     config = tiny.tiny_config(**{"optim.peak_lr": 1.0, "optim.b2": 0.5, "log.every": 3})
     with pytest.raises(ConfigError) as error:
-        fit(**tiny.arguments(workdir, config))
+        fit(Job(**tiny.arguments(workdir, config)))
     message = str(error.value)
     assert f"the checkpoint in {workdir} belongs to another config" in message
     assert "optim.peak_lr: 0.05 -> 1.0" in message
     assert "optim.b2: 0.95 -> 0.5" in message
     assert "log.every" not in message
     with pytest.raises(ConfigError, match="seed: 3 -> 4"):
-        fit(**tiny.arguments(workdir, tiny.tiny_config(), seed=4))
+        fit(Job(**tiny.arguments(workdir, tiny.tiny_config(), seed=4)))
 
 
 def test_another_model_is_refused_array_by_array(tiny: ModuleType, undisturbed: tuple[Path, Any]) -> None:
@@ -313,7 +317,7 @@ def test_another_model_is_refused_array_by_array(tiny: ModuleType, undisturbed: 
         return {**tiny.init_params(key), "head": {"kernel": jnp.zeros((17,))}}
 
     with pytest.raises(ConfigError, match=r"params/head/kernel: \(16,\) float32 -> \(17,\) float32"):
-        fit(**tiny.arguments(undisturbed[0], tiny.tiny_config(), init_params=wider))
+        fit(Job(**tiny.arguments(undisturbed[0], tiny.tiny_config(), init_params=wider)))
 
 
 def test_sizes_that_do_not_fit_are_named(tiny: ModuleType, tmp_path: Path) -> None:
@@ -322,9 +326,9 @@ def test_sizes_that_do_not_fit_are_named(tiny: ModuleType, tmp_path: Path) -> No
     given = tiny.arguments(tmp_path, tiny.tiny_config())
     other = type(given["batches"])(tiny.Points(), 4)
     with pytest.raises(ConfigError, match="batch_size = 8, but the data has 4 rows"):
-        fit(**{**given, "batches": other})
+        fit(Job(**{**given, "batches": other}))
     with pytest.raises(TypeError, match="unexpected keyword argument 'work_dir'"):
-        fit(**given, work_dir=tmp_path)
+        fit(Job(**given, work_dir=tmp_path))
 
 
 def test_a_bad_aux_is_named(tiny: ModuleType, tmp_path: Path) -> None:
@@ -333,10 +337,10 @@ def test_a_bad_aux_is_named(tiny: ModuleType, tmp_path: Path) -> None:
         return value, {"accuracy": value}
 
     with pytest.raises(TypeError, match=r"aux\['accuracy'\] .* must be a \(sum, weight\) pair"):
-        fit(**tiny.arguments(tmp_path, tiny.tiny_config(), loss_fn=loss))
+        fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(), loss_fn=loss)))
 
 
 def test_profile_traces_the_steps_asked_for(tiny: ModuleType, tmp_path: Path) -> None:
     config = tiny.tiny_config(**{"train.steps": 5, "train.profile_start": 2, "train.profile_steps": 2})
-    fit(**tiny.arguments(tmp_path, config))
+    fit(Job(**tiny.arguments(tmp_path, config)))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

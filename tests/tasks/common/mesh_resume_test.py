@@ -18,6 +18,7 @@ PROGRAM = """
 import json, sys
 import jax, numpy as np
 from tasks.common.fingerprint import fingerprints
+from tasks.common.job import Job
 from tasks.common.loop import fit
 from tasks.common.mesh import MeshConfig, make_mesh
 from tests.tasks.common import tiny_run as tiny
@@ -27,7 +28,7 @@ for leg in json.loads(sys.argv[1]):
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: leg["data"] * leg["fsdp"]])
     config = tiny.tiny_config(**{"train.steps": leg["steps"], "train.accum": leg.get("accum", 1)})
     given = tiny.arguments(leg["workdir"], config, mesh=mesh, free_keys=("train", "mesh"))
-    state = fit(**given)
+    state = fit(Job(**given))
     kernel = state.params["layers"]["0"]["kernel"]
     moment = state.opt_state[1].mu["layers"]["0"]["kernel"]
     assert kernel.sharding.spec == moment.sharding.spec == jax.P("fsdp", None)

@@ -18,7 +18,7 @@ from tasks.common import config as config_lib
 from tasks.common.checkpoint import CheckpointConfig
 from tasks.common.data import Batches
 from tasks.common.errors import run_main
-from tasks.common.job import TrainConfig
+from tasks.common.job import Job, TrainConfig
 from tasks.common.loop import fit
 from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.common.optim import OptimConfig
@@ -139,7 +139,7 @@ def main() -> None:
                 return super().rows(k, start, stop)
 
         job["batches"] = Slow(source.source, source.batch_size, source.seed)
-    fit(**job)
+    fit(Job(**job))
 
 
 if __name__ == "__main__":
