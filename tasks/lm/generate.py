@@ -116,7 +116,7 @@ def generate(
     arithmetic).
 
     Args:
-      params: canonical parameter tree.
+      params: canonical parameter tree, of host or device arrays.
       tokenizer: the one the model was trained with.
       prompts: one row each; repeat a prompt for several samples of it.
       max_new_tokens: most tokens added to each.
@@ -147,6 +147,7 @@ def generate(
         )
     stops = (tokenizer.eos_id,) if stop_ids is None else tuple(stop_ids)
     rows = [_Row(number, tokenizer, stops, stop_text, on_text, on_end) for number in range(len(prompts))]
+    params = jax.tree.map(jnp.asarray, params)  # host arrays would be copied to the device at every step
     clock = _Clock()
     for first in range(0, len(rows), batch_size):
         decoder = _Decoder(params, config, runtime, sampling or Sampling(), seed, prefill_chunk)

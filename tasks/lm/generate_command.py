@@ -7,9 +7,6 @@ from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-import jax
-import jax.numpy as jnp
-
 from tasks.common.config import make_parser, parse_command_line
 from tasks.common.errors import ConfigError
 from tasks.lm.config import SCHEMA
@@ -35,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = _refusing(lambda: Sampling(options.temperature, options.top_k, options.top_p, options.greedy))
     tokenizer = subject.tokenizer()
     config, params = subject.load()
-    params = jax.tree.map(jnp.asarray, params)
     printer = Printer(prompts, sys.stdout)
     results, timing = _refusing(
         lambda: generate(

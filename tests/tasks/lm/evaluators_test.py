@@ -14,6 +14,7 @@ from tasks.lm import evaluators
 from tasks.lm.data import BytesTokenizer, PackedExamples, WholeDocuments
 from tasks.lm.data.documents import FlatDocuments
 
+RUNTIME = fox.FoxRuntime(attention_implementation="reference")  # compiles fastest
 TOKENIZER = BytesTokenizer()
 IDS = {"bos_id": TOKENIZER.bos_id, "pad_id": TOKENIZER.pad_id}
 # Every logit is a constant of the label: losses can be worked out with a pencil.
@@ -42,7 +43,7 @@ def expected_losses(labels):
 
 def scorer(config, batch_size=2, devices=None):
     mesh = make_mesh(MeshConfig(), devices or jax.devices()[:1])
-    return evaluators.Scorer(config, fox.FoxRuntime(), mesh, batch_size)
+    return evaluators.Scorer(config, RUNTIME, mesh, batch_size)
 
 
 def test_totals_of_packed_examples_by_hand(unigram):
@@ -132,7 +133,7 @@ def test_scores_are_those_of_the_model(unigram):
     (batch,) = evaluators.batches_of(examples, 10)
     scored = scorer(config, 5).losses(params, batch)
     logits, _ = fox.apply(
-        config, fox.FoxRuntime(), params, jnp.asarray(batch["tokens"]), reset=jnp.asarray(batch["reset"])
+        config, RUNTIME, params, jnp.asarray(batch["tokens"]), reset=jnp.asarray(batch["reset"])
     )
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     plain = -np.take_along_axis(log_probs, batch["labels"][..., None], axis=-1)[..., 0]

@@ -50,8 +50,8 @@ def test_pruned_fraction_and_rates_by_hand(documents):
         layer["attn"]["fgate"]["bias"] = bias
     found = forgetting.measure_forgetting(scorer, params, documents, limit=3)
     np.testing.assert_allclose(found.rate, [[30, np.exp(-30)]] * 2, rtol=1e-5)
-    # Pruned is D < -(2 sqrt(4) + log 16) - 10 = -16.8. A tile left of the diagonal has its largest D at distance
-    # 1: -30. So of 4 + 3 + 2 + 1 tiles the 4 diagonal ones stay.
+    # Pruned is D < -(2 sqrt(4) + log 16) - 10 = -16.8. A tile left of the diagonal has its largest D at
+    # distance 1: -30. So of 4 + 3 + 2 + 1 tiles the 4 diagonal ones stay.
     np.testing.assert_allclose(found.visited, [[0.4, 1.0]] * 2)
     assert found.pruned == pytest.approx(0.3)
     assert (found.documents, found.length) == (3, LENGTH)

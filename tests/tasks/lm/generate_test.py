@@ -11,7 +11,7 @@ from tasks.lm.generate import encode_prompts, generate
 from tasks.lm.sampling import Sampling
 
 TOKENIZER = BytesTokenizer()
-RUNTIME = fox.FoxRuntime()
+RUNTIME = fox.FoxRuntime(attention_implementation="reference")  # compiles fastest
 PROMPTS = ["def f(x):\n", "", "é", "a rather longer prompt than the others, to be padded against"]
 GREEDY = Sampling(greedy=True)
 

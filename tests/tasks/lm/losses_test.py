@@ -16,6 +16,8 @@ from tasks.common.state import TrainState
 from tasks.common.step import make_train_step
 from tasks.lm import losses
 
+RUNTIME = fox.FoxRuntime(attention_implementation="reference")  # compiles fastest
+
 
 def plain_losses(hidden, head, labels, mask):
     log_probs = jax.nn.log_softmax(hidden.astype(jnp.float32) @ head.astype(jnp.float32), axis=-1)
@@ -235,16 +237,19 @@ def lm_problem():
 
 
 def test_lm_loss_is_the_mean_over_counted_tokens():
-    config, params, batch = lm_problem()
-    loss_fn = losses.lm_loss_fn(config, fox.FoxRuntime(), chunk_size=4)
+    config, params, host_batch = lm_problem()
+    batch = jax.tree.map(jnp.asarray, host_batch)
+    loss_fn = losses.lm_loss_fn(config, RUNTIME, chunk_size=4)
     loss, aux = loss_fn(params, batch, None)
-    logits, _ = fox.apply(config, fox.FoxRuntime(), params, batch["tokens"], reset=batch["reset"])
+    logits, _ = fox.apply(config, RUNTIME, params, batch["tokens"], reset=batch["reset"])
     log_probs = np.asarray(jax.nn.log_softmax(logits))
-    plain = -np.take_along_axis(log_probs, batch["labels"][..., None], axis=-1)[..., 0][batch["loss_mask"]]
+    plain = -np.take_along_axis(log_probs, host_batch["labels"][..., None], axis=-1)[..., 0][
+        batch["loss_mask"]
+    ]
     np.testing.assert_allclose(loss, plain.mean(), rtol=1e-6)
     np.testing.assert_allclose(aux["loss"], (plain.sum(), plain.size), rtol=1e-6)
     assert aux["weight"] == plain.size
-    batch["loss_mask"] = np.zeros_like(batch["loss_mask"])
+    batch["loss_mask"] = jnp.zeros_like(batch["loss_mask"])
     assert loss_fn(params, batch, None)[0] == 0
     whole = {k: v for k, v in batch.items() if k in ("tokens", "labels")}
     assert loss_fn(params, whole, None)[1]["weight"] == 36
@@ -257,7 +262,7 @@ def test_micro_batches_with_unequal_masks_equal_the_whole_batch():
     optimizer = make_optimizer(OptimConfig(peak_lr=1e-2, total=10), None)
     results = []
     for accum in (1, 2):
-        step = make_train_step(losses.lm_loss_fn(config, fox.FoxRuntime()), optimizer, seed=0, accum=accum)
+        step = make_train_step(losses.lm_loss_fn(config, RUNTIME), optimizer, seed=0, accum=accum)
         own = jax.tree.map(jnp.copy, params)
         state = TrainState(step=jnp.int32(0), params=own, opt_state=optimizer.init(own))
         micro = {k: v.reshape(accum, 4 // accum, *v.shape[1:]) for k, v in batch.items()}
