@@ -207,7 +207,7 @@ def loop_tiles(
 
         return jax.lax.fori_loop(low, high, one, state)
 
-    state = (carry, jnp.zeros_like(mine.begin))
+    state = (carry, varying_zeros(mine.begin.shape, like=mine.begin + mine.end, dtype=jnp.int32))
     if diagonal_first or other_side:
         state = run(begin, full_begin, state, True)
     state = run(full_begin, full_end, state, False)

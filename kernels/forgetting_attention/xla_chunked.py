@@ -313,7 +313,8 @@ def _folded(function: Any, static: Static) -> Any:
 
     @call.def_vmap
     def rule(axis_size: int, in_batched: list[Any], operands: Any) -> tuple[Any, Any]:
-        def fold(x: Array, batched: bool) -> Array:
+        def fold(x: Any, batched: bool) -> Array:
+            x = jnp.asarray(x)  # constants arrive as literals
             x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             return x.reshape(axis_size * x.shape[1], *x.shape[2:])
 

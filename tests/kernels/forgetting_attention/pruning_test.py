@@ -52,7 +52,7 @@ def test_bounds_and_fraction_equal_brute_force(
     heads: int, more: int, tile: tuple[int, int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    queries, keys = 50, 50 + more
+    heads, queries, keys = 3, 50, 50 + more
     log_fgate = (gates("mixed", rng, (2, keys, heads)) * 2).astype(np.float32)
     threshold = -rng.uniform(1, 40, (2, heads)).astype(np.float32)
     start, end = prune_bounds(jnp.asarray(log_fgate), jnp.asarray(threshold), q_length=queries, tile=tile)
@@ -76,6 +76,22 @@ def attention_weights(q: np.ndarray, k: np.ndarray, log_fgate: np.ndarray, scale
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+PROPERTY_TILE = (16, 16)
+
+
+@jax.jit
+def bounds_of_both_rules(
+    q: jax.Array, k: jax.Array, log_fgate: jax.Array, row: jax.Array, col: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """First kept column by the published rule; first kept column tile and kept row tiles by the tight one."""
+    length, scale, zero = q.shape[1], q.shape[3] ** -0.5, jnp.zeros_like(row)
+    auto = acp_threshold(q, k, sm_scale=scale, num_keys=length)
+    at = jnp.arange(length)[None]
+    norms = score_norms(q, k, at, at >= 0, scale)
+    tight = kept_tiles_tight(row, zero, col, zero, norms, LOG_EPS - float(np.log(length)), PROPERTY_TILE)
+    return prune_bounds(log_fgate, auto, tile=PROPERTY_TILE)[0], *tight
+
+
 @hypothesis.given(
     st.floats(0.05, 8), st.floats(0.05, 8), st.floats(0.3, 3), st.floats(-6, 4), st.integers(0, 10**6)
 )
@@ -84,7 +100,7 @@ def test_pruned_weight_is_below_eps_in_every_row(
     q_size: float, k_size: float, spread: float, gate_mean: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    length, head_dim, tile, scale = 96, 8, (16, 16), 8**-0.5
+    length, head_dim, tile, scale = 96, 8, PROPERTY_TILE, 8**-0.5
 
     def vectors(size: float) -> np.ndarray:
         each = np.exp(spread * rng.standard_normal((1, length, 2, 1)) - spread**2)
@@ -97,13 +113,8 @@ def test_pruned_weight_is_below_eps_in_every_row(
     )
     decay = np.cumsum(log_fgate.astype(np.float64), axis=1).swapaxes(1, 2)
     row, col = jnp.asarray(decay, jnp.float32), jnp.asarray(-decay, jnp.float32)
-    zero = jnp.zeros_like(row)
-    auto = acp_threshold(jnp.asarray(q), jnp.asarray(k), sm_scale=scale, num_keys=length)
-    starts = {"auto": np.asarray(prune_bounds(jnp.asarray(log_fgate), auto, tile=tile)[0])}
-    at = jnp.arange(length)[None]
-    norms = score_norms(jnp.asarray(q), jnp.asarray(k), at, at >= 0, scale)
-    tight_start, tight_end = kept_tiles_tight(row, zero, col, zero, norms, LOG_EPS - np.log(length), tile)
-    starts["tight"] = np.asarray(tight_start) * tile[1]
+    start, tight_start, tight_end = bounds_of_both_rules(*map(jnp.asarray, (q, k, log_fgate)), row, col)
+    starts = {"auto": np.asarray(start), "tight": np.asarray(tight_start) * tile[1]}
     for name, start in starts.items():
         pruned = np.arange(length) < np.repeat(start, tile[0], axis=2)[..., None]
         mass = np.where(pruned, weights, 0).sum(axis=-1).max()
@@ -211,7 +222,7 @@ def test_executed_tiles_equal_the_visited_fraction() -> None:
 def test_threshold_carries_no_gradient() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((1, 40, 1, 8)), jnp.float32) for _ in range(3))
-    log_fgate = jnp.full((1, 40, 1), -0.1)
+    log_fgate = jnp.full((1, 40, 1), -0.5)
     tiles = TileConfig((16, 16), (16, 16), (16, 16))
 
     def loss(limit: jax.Array) -> jax.Array:

@@ -41,14 +41,18 @@ def test_no_array_has_two_sequence_axes() -> None:
 
 
 def test_packed_documents_equal_each_alone() -> None:
-    lengths = (30, 1, 49, 20)
+    lengths = (30, 1, 39)
     q, k, v, log_fgate = arrays(1, sum(lengths))
-    ids = jnp.asarray(np.repeat([4, 4 + 3, 4, 1], lengths))[None]
+    ids = jnp.asarray(np.repeat([4, 7, 4], lengths))[None]
     cotangent = jnp.asarray(np.random.default_rng(5).standard_normal(q.shape), jnp.float32)
 
     def pull(args: tuple, cotangent: jax.Array, **options: jax.Array) -> tuple:
-        out, pullback = jax.vjp(lambda *a: forgetting_attention(*a, tiles=TILES, **options), *args)
-        return out, *pullback(cotangent)
+        @jax.jit
+        def both(*args: jax.Array) -> tuple:
+            out, pullback = jax.vjp(lambda *a: forgetting_attention(*a, tiles=TILES, **options), *args)
+            return out, *pullback(cotangent)
+
+        return both(*args)
 
     packed = pull((q, k, v, log_fgate), cotangent, segment_ids=ids)
     begin = 0
@@ -65,7 +69,7 @@ def test_first_gate_of_a_segment_may_be_anything() -> None:
     q, k, v, log_fgate = arrays(2, 40)
     ids = jnp.asarray(np.repeat([0, 1], 20))[None]
     closed = log_fgate.at[:, [0, 20]].set(-jnp.inf)
-    run = lambda g: forgetting_attention(q, k, v, g, segment_ids=ids, tiles=TILES)  # noqa: E731
+    run = jax.jit(lambda g: forgetting_attention(q, k, v, g, segment_ids=ids, tiles=TILES))
     np.testing.assert_array_equal(run(closed), run(log_fgate))
 
 
