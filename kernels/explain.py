@@ -1,4 +1,5 @@
-"""python -m kernels.explain [op] [--shape=...]: which implementation of an op would run here, and why not the others.
+"""python -m kernels.explain [op] [--shape=...]: which implementation of an op would run here, and why not
+the others.
 
 Op packages that offer it have a function `explain_shape(shape, dtype, **options)` in their api module.
 """

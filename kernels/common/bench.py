@@ -1,4 +1,6 @@
-"""Timing of compiled functions: compile, warm up, take the median, finish the device's work inside the clock."""
+"""Timing of compiled functions: compile, warm up, take the median, finish the device's work inside the
+clock.
+"""
 
 import dataclasses
 import statistics
@@ -35,7 +37,8 @@ def time_compiled(function: Callable[..., Any], *args: Any, warmup: int = 1, cal
 def time_together(
     functions: dict[str, Callable[..., Any]], *args: Any, warmup: int = 1, calls: int = 5
 ) -> dict[str, Timing]:
-    """Times several functions of the same arguments in turns, so that a slow minute of the machine hits all of them.
+    """Times several functions of the same arguments in turns, so that a slow minute of the machine hits all
+    of them.
 
     Args:
       functions: by name; each is jitted.

@@ -1,37 +1,33 @@
 """Which implementation of an op runs: automatic, named, or the first usable of an ordered list.
 
-A named implementation never falls back: if it cannot take the call, the error says why. Automatic choice goes through
-the implementations in order of preference and takes the first that gives no reason against itself.
+A named implementation never falls back: if it cannot take the call, the error says why. Automatic choice
+goes through the implementations in order of preference and takes the first that gives no reason against
+itself.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Implementation(Protocol):
-    """What dispatch needs to know of an implementation: whether it can take the call described by `request`."""
+class Implementation[RequestT](Protocol):
+    """What dispatch needs to know of an implementation: whether it can take the call described by
+    `request`.
+    """
 
-    def supports(self, request: object) -> str | None:
+    @property
+    def supports(self) -> Callable[[RequestT], str | None]:
         """None if the call can be taken, otherwise one sentence saying why not."""
-
-
-ImplementationT = TypeVar("ImplementationT", bound=Implementation)
 
 
 class ImplementationError(ValueError):
     """No requested implementation can take the call."""
 
 
-def reasons(implementations: Mapping[str, ImplementationT], request: object) -> dict[str, str | None]:
-    """For every implementation: None if it can take the call, otherwise why not."""
-    return {name: one.supports(request) for name, one in implementations.items()}
-
-
-def choose(
+def choose[RequestT, ImplementationT: Implementation[Any]](
     op: str,
     implementations: Mapping[str, ImplementationT],
-    request: object,
+    request: RequestT,
     wanted: str | Sequence[str] | None,
     preference: Sequence[str],
 ) -> tuple[str, ImplementationT]:
@@ -66,10 +62,10 @@ def choose(
     )
 
 
-def explain_choice(
+def explain_choice[RequestT, ImplementationT: Implementation[Any]](
     op: str,
     implementations: Mapping[str, ImplementationT],
-    request: object,
+    request: RequestT,
     wanted: str | Sequence[str] | None,
     preference: Sequence[str],
 ) -> str:

@@ -20,7 +20,8 @@ def varying_zeros(shape: tuple[int, ...], like: Array, dtype: Any) -> Array:
 
 
 def aligned_varying[Tree](tree: Tree) -> Tree:
-    """Inside shard_map, makes all arrays of a tree vary over the same manual mesh axes; elsewhere does nothing.
+    """Inside shard_map, makes all arrays of a tree vary over the same manual mesh axes; elsewhere does
+    nothing.
 
     Loop carries must have one type throughout, and a custom gradient must return what it was given.
     """

@@ -1,8 +1,9 @@
 """Sums that stay accurate over long sequences, as parallel scans.
 
-A plain float32 running sum of log-gates loses everything below one ulp of its value: at 64k tokens of fast gates that is
-0.03 in the exponent. Here a running sum is an unevaluated pair hi + lo of the same dtype, about 48 bits for float32.
-Only additions are used, so contraction of multiply-adds cannot break the error terms.
+A plain float32 running sum of log-gates loses everything below one ulp of its value: at 64k tokens of fast
+gates that is 0.03 in the exponent. Here a running sum is an unevaluated pair hi + lo of the same dtype,
+about 48 bits for float32. Only additions are used, so contraction of multiply-adds cannot break the error
+terms.
 """
 
 from collections.abc import Callable
@@ -49,8 +50,8 @@ def reverse_segment_cumsum(x: Float[Array, "B S N"], ends: Bool[Array, "B S"]) -
 def _doubling_scan(combine: Callable[[Any, Any], Any], elements: Any) -> Any:
     """Inclusive scan along axis 1 by doubling distances (Hillis and Steele), as one loop.
 
-    It does log2(S) times the additions of a work-efficient scan, but those are few here, and one loop body compiles
-    in a tenth of the time of an unrolled tree. Elements from before the start count as zeros.
+    It does log2(S) times the additions of a work-efficient scan, but those are few here, and one loop body
+    compiles in a tenth of the time of an unrolled tree. Elements from before the start count as zeros.
     """
     length = jax.tree.leaves(elements)[0].shape[1]
 

@@ -1,6 +1,7 @@
 """Loop bounds of `xla_chunked`: which tiles each block visits, and which of them need entry masks.
 
-Everything is per lane, where a lane is one (batch entry, key/value head), and per query head r of the lane's group.
+Everything is per lane, where a lane is one (batch entry, key/value head), and per query head r of the
+lane's group.
 """
 
 from typing import NamedTuple
@@ -27,7 +28,9 @@ class TileRange(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """D_ij = (row_hi + col_hi) + (row_lo + col_lo); without lo parts the caller vouches for the precision of hi."""
+    """D_ij = (row_hi + col_hi) + (row_lo + col_lo); without lo parts the caller vouches for the precision
+    of hi.
+    """
 
     row_hi: Array
     col_hi: Array
@@ -38,7 +41,9 @@ class Decay(NamedTuple):
 def pruned_tiles(
     decay: Decay, threshold: Array | None, norms: ScoreNorms | None, log_eps: float | None, tile: Tile
 ) -> tuple[Array, Array] | None:
-    """First kept column tile per row tile and number of kept row tiles per column tile, or None without pruning."""
+    """First kept column tile per row tile and number of kept row tiles per column tile, or None without
+    pruning.
+    """
     if threshold is None and norms is None:
         return None
     row_lo = jnp.zeros_like(decay.row_hi) if decay.row_lo is None else decay.row_lo
@@ -98,7 +103,7 @@ def ceil_div_array(a: Array, b: int) -> Array:
 
 
 def _ordered(begin: Array, full_begin: Array, full_end: Array, end: Array) -> TileRange:
-    """Broadcasts and clips, so that the three stretches follow each other and are never of negative length."""
+    """Broadcasts and clips: the three stretches follow each other and are never of negative length."""
     begin, full_begin, full_end, end = jnp.broadcast_arrays(begin, full_begin, full_end, end)
     end = jnp.maximum(end, begin)
     full_begin = jnp.clip(full_begin, begin, end)

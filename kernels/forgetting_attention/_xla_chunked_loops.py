@@ -1,8 +1,9 @@
 """The three tile loops of `xla_chunked`: forward, dk/dv, dq.
 
-Arrays are per lane (one batch entry and key/value head) with a group of query heads: q [L, R, T, H], k [L, S, H].
-A step takes `g` lanes x `r` heads of one row (or column) block and loops over its tiles with traced bounds, so
-pruned, invisible and future tiles cost nothing. Every loop also counts the tiles it executes, per query head.
+Arrays are per lane (one batch entry and key/value head) with a group of query heads: q [L, R, T, H], k [L,
+S, H]. A step takes `g` lanes x `r` heads of one row (or column) block and loops over its tiles with traced
+bounds, so pruned, invisible and future tiles cost nothing. Every loop also counts the tiles it executes,
+per query head.
 """
 
 import functools
@@ -64,14 +65,20 @@ class Plan(NamedTuple):
 
 
 def padded_rows(rows: Rows, size: int) -> Rows:
-    """Rows up to a multiple of `size`; extra rows repeat the last one, with zero cotangents, so they add nothing."""
-    zero = {"d_out", "delta"}
-    axes = {"first": 1, "last": 1}
+    """Rows up to a multiple of `size`; extra ones repeat the last, with zero cotangents: they add nothing."""
+
+    def pad(x: Array, axis: int = 2, edge: bool = True) -> Array:
+        return pad_axis_to(x, axis, size, edge=edge)
+
     return Rows(
-        **{
-            name: None if x is None else pad_axis_to(x, axes.get(name, 2), size, edge=name not in zero)
-            for name, x in rows._asdict().items()
-        }
+        q=pad(rows.q),
+        decay_hi=pad(rows.decay_hi),
+        decay_lo=None if rows.decay_lo is None else pad(rows.decay_lo),
+        first=pad(rows.first, 1),
+        last=pad(rows.last, 1),
+        d_out=None if rows.d_out is None else pad(rows.d_out, edge=False),
+        lse=None if rows.lse is None else pad(rows.lse),
+        delta=None if rows.delta is None else pad(rows.delta, edge=False),
     )
 
 
@@ -95,17 +102,24 @@ class Step(NamedTuple):
 
 def take_rows(rows: Rows, step: Step, block: Array, plan: Plan) -> Rows:
     """The row tile `block` of a step's lanes and heads."""
+    at = block * plan.tile[0]
 
-    def take(name: str, x: Array | None) -> Array | None:
-        if x is None:
-            return None
-        at: tuple[Any, ...] = (step.lane, step.head, block * plan.tile[0])
-        size: tuple[int, ...] = (plan.lanes, plan.group, plan.tile[0])
-        if name in ("first", "last"):
-            at, size = (at[0], at[2]), (size[0], size[2])
-        return _slice(x, at, size)
+    def per_head(x: Array) -> Array:
+        return _slice(x, (step.lane, step.head, at), (plan.lanes, plan.group, plan.tile[0]))
 
-    return Rows(**{name: take(name, x) for name, x in rows._asdict().items()})
+    def shared(x: Array) -> Array:
+        return _slice(x, (step.lane, at), (plan.lanes, plan.tile[0]))
+
+    return Rows(
+        q=per_head(rows.q),
+        decay_hi=per_head(rows.decay_hi),
+        decay_lo=None if rows.decay_lo is None else per_head(rows.decay_lo),
+        first=shared(rows.first),
+        last=shared(rows.last),
+        d_out=None if rows.d_out is None else per_head(rows.d_out),
+        lse=None if rows.lse is None else per_head(rows.lse),
+        delta=None if rows.delta is None else per_head(rows.delta),
+    )
 
 
 def take_columns(columns: Columns, step: Step, block: Array, plan: Plan) -> Columns:
@@ -140,8 +154,8 @@ def tile_scores(
 ) -> Array:
     """Decayed scores of one tile, [g, r, rows, columns]; -inf where `masked` finds an entry invisible.
 
-    A fully visible tile takes both decays relative to its last key, which keeps them small wherever D is small; a
-    masked tile, which may straddle the diagonal, forms every difference of hi parts by itself.
+    A fully visible tile takes both decays relative to its last key, which keeps them small wherever D is
+    small; a masked tile, which may straddle the diagonal, forms every difference of hi parts by itself.
     """
     dtype = plan.accumulator
     g, r, n_rows, head_dim = rows.q.shape
@@ -169,7 +183,7 @@ def tile_scores(
 
 
 def relative_decay(decay: Decay) -> tuple[Array, Array]:
-    """Row and column parts of D relative to the last key of the tile; as they are if there are no lo parts."""
+    """Row and column parts of D, relative to the last key of the tile; unchanged if there are no lo parts."""
     if decay.row_lo is None or decay.col_lo is None:
         return decay.row_hi, decay.col_hi
     hi, lo = decay.col_hi[..., -1:], decay.col_lo[..., -1:]
@@ -185,7 +199,8 @@ def loop_tiles(
     carry: Any,
     diagonal_first: bool,
 ) -> tuple[Any, Array]:
-    """Runs body(tile, alive, carry, masked) over the tiles of one block; returns the carry and tiles per head.
+    """Runs body(tile, alive, carry, masked) over the tiles of one block; returns the carry and tiles per
+    head.
 
     Heads of one step share the loop over the union of their ranges; `alive` tells which of them own the tile.
     `diagonal_first`: the causal boundary lies at the begin of the range (looping over rows), not at its end.
@@ -217,7 +232,9 @@ def loop_tiles(
 
 
 def map_steps(count: tuple[int, int, int], plan: Plan, one: Callable[[Step, Array], Any]) -> Any:
-    """Runs one(step, block) for all (lane chunk, head chunk, block), one after the other, and stacks the results."""
+    """Runs one(step, block) for all (lane chunk, head chunk, block), one after the other, and stacks the
+    results.
+    """
     _, heads, n_blocks = count
 
     def body(_: None, item: Array) -> tuple[None, Any]:
@@ -283,12 +300,16 @@ def _weighted(weights: Array, values: Array, plan: Plan) -> Array:
 
 
 def _transposed_weighted(weights: Array, values: Array, plan: Plan) -> Array:
-    """weights^T @ values, summed over the heads of the group: [g, r, rows, columns], [g, r, rows, H] -> [g, columns, H]."""
+    """weights^T @ values, summed over the heads of the group: [g, r, rows, columns], [g, r, rows, H] -> [g,
+    columns, H].
+    """
     g, r, n_rows, n_cols = weights.shape
     return jax.lax.dot_general(
-        weights.reshape(g, r * n_rows, n_cols), values.reshape(g, r * n_rows, -1), (((1,), (1,)), ((0,), (0,))),
+        weights.reshape(g, r * n_rows, n_cols),
+        values.reshape(g, r * n_rows, -1),
+        (((1,), (1,)), ((0,), (0,))),
         preferred_element_type=plan.accumulator,
-    )  # fmt: skip
+    )
 
 
 def _weights_and_d_scores(

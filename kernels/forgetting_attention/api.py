@@ -1,4 +1,6 @@
-"""Public functions of forgetting attention: argument checks, choice of implementation, and the pieces around it."""
+"""Public functions of forgetting attention: argument checks, choice of implementation, and the pieces
+around it.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,23 +52,25 @@ def forgetting_attention(
 ) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Causal softmax attention whose scores decay with data-dependent forget gates.
 
-    out_i = softmax_j(sm_scale q_i.k_j + D_ij) v_j over j <= i, with D_ij = sum of log f over (j, i] (Forgetting
-    Transformer, arXiv 2503.02130, eq. 10). Sums of log gates, softmax statistics and accumulators are float32 (float64
-    for float64 inputs); the sums stay accurate at hundreds of thousands of tokens. Optional pruning skips tiles whose
-    total weight is provably below exp(log_pruning_tolerance) per row (ACP, arXiv 2504.06949).
+    out_i = softmax_j(sm_scale q_i.k_j + D_ij) v_j over j <= i, with D_ij = sum of log f over (j, i]
+    (Forgetting Transformer, arXiv 2503.02130, eq. 10). Sums of log gates, softmax statistics and
+    accumulators are float32 (float64 for float64 inputs); the sums stay accurate at hundreds of thousands
+    of tokens. Optional pruning skips tiles whose total weight is provably below exp(log_pruning_tolerance)
+    per row (ACP, arXiv 2504.06949).
 
     Args:
       q: queries; they end at key kv_length[b], so row i has key position kv_length[b] - T + i.
       k, v: keys and values; T <= S. Query head n reads key/value head n // (N // K).
       log_fgate: log forget gates, <= 0, float32 or float64, per query head.
       sm_scale: scale of the scores; H ** -0.5 by default.
-      adaptive_threshold: None (exact), "auto" (published threshold from the norms of q and k), "tight" (a provably safe
-        bound per tile, prunes more), or values <= 0 broadcastable to [B, N]: tiles with every D below are pruned.
-        Carries no gradient.
+      adaptive_threshold: None (exact), "auto" (published threshold from the norms of q and k), "tight" (a
+        provably safe bound per tile, prunes more), or values <= 0 broadcastable to [B, N]: tiles with every
+        D below are pruned. Carries no gradient.
       log_pruning_tolerance: log eps for "auto" and "tight".
       seq_start: first real key of each row of the batch (left padding). Rows before it are dead.
       segment_ids: packed documents: adjacent equal ids form one segment, and attention stays inside it.
-      kv_length: number of filled keys, for fixed-size buffers; default S. Later positions may hold anything, even NaN.
+      kv_length: number of filled keys, for fixed-size buffers; default S. Later positions may hold
+        anything, even NaN.
       return_lse: also return the natural-log normaliser, differentiable, -inf on dead rows.
       tiles: tile sizes; measured defaults if None.
       implementation: None (automatic), a name (that one or an error), or names tried in order.
@@ -75,8 +79,9 @@ def forgetting_attention(
       out in q's dtype, and lse if asked for. A dead row (no visible key) gives exactly 0 and zero gradients.
 
     Raises:
-      ValueError: an argument has a wrong shape, dtype or value; the message names it. Values (positive gates or
-        thresholds, positions out of range) are only checked outside of jit; see `check_values` for inside.
+      ValueError: an argument has a wrong shape, dtype or value; the message names it. Values (positive
+        gates or thresholds, positions out of range) are only checked outside of jit; see `check_values` for
+        inside.
     """
     op = "forgetting_attention"
     arguments.check_shapes(q, k, v, op)
@@ -128,11 +133,15 @@ def attend_partial(
     tiles: TileConfig | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attention to a part of the keys, to be put together with `merge_partials`; differentiable in all its arrays.
+    """Attention to a part of the keys, to be put together with `merge_partials`; differentiable in all its
+    arrays.
 
-    The decay bias is D_ij = row_decay_i + col_decay_j, each relative to one reference point that the caller chooses near
-    both, so that neither is large: for keys of the past and a present chunk, the boundary b between them gives
-    row_decay_i = lambda_i - lambda_b and col_decay_j = lambda_b - lambda_j (lambda: inclusive sum of log gates).
+    The decay bias is D_ij = row_decay_i + col_decay_j, each relative to one reference point that the caller
+    chooses near
+    both, so that neither is large: for keys of the past and a present chunk, the boundary b between them
+      gives
+    row_decay_i = lambda_i - lambda_b and col_decay_j = lambda_b - lambda_j (lambda: inclusive sum of log
+    gates).
 
     Args:
       q, k, v, sm_scale, tiles, implementation: as in `forgetting_attention`, except that T > S is allowed.
@@ -142,12 +151,14 @@ def attend_partial(
       kv_length: number of filled keys per batch entry; later ones are never read.
       seq_start: first visible key per batch entry.
       first_key: first visible key per batch entry and head (evicted keys of a cache).
-      segment_ids, query_segment_ids: a row sees keys of its own id only; both must be given, non-decreasing in time.
-      adaptive_threshold: values <= 0 broadcastable to [B, N]; tiles with every D below are skipped. Needs row_decay
-        non-increasing and col_decay non-decreasing in time.
+      segment_ids, query_segment_ids: a row sees keys of its own id only; both must be given, non-decreasing
+        in time.
+      adaptive_threshold: values <= 0 broadcastable to [B, N]; tiles with every D below are skipped. Needs
+        row_decay non-increasing and col_decay non-decreasing in time.
 
     Returns:
-      (out, lse): out normalised over these keys, in q's dtype; lse [B, T, N] float32, -inf where no key is visible.
+      (out, lse): out normalised over these keys, in q's dtype; lse [B, T, N] float32, -inf where no key is
+      visible.
 
     Raises:
       ValueError: an argument has a wrong shape, dtype or value; the message names it.
@@ -181,8 +192,8 @@ def attend_partial(
         limit = jnp.asarray(adaptive_threshold, row_decay.dtype)
         threshold = jax.lax.stop_gradient(jnp.broadcast_to(limit, (batch, heads)))
     spans = KeySpans.of(
-        batch, queries, keys, causal=causal, query_offset=query_offset, kv_length=kv_length, seq_start=seq_start,
-        first_key=first_key, segment_ids=segment_ids, query_segment_ids=query_segment_ids,
+        batch, queries, keys, causal=causal, query_offset=query_offset, kv_length=kv_length,
+        seq_start=seq_start, first_key=first_key, segment_ids=segment_ids, query_segment_ids=query_segment_ids,
     )  # fmt: skip
     return chosen.partial(
         q, k, v, row_decay, col_decay, spans=spans, threshold=threshold,
@@ -274,8 +285,8 @@ def _request(
         mode = adaptive_threshold if isinstance(adaptive_threshold, str) else "threshold"
     batch, queries, heads, head_dim = q.shape
     return Request(
-        op=op, platform=jax.default_backend(), dtype=str(q.dtype), batch=batch, queries=queries, keys=k.shape[1],
-        heads=heads, kv_heads=k.shape[2], head_dim=head_dim, pruning=mode, packed=segment_ids is not None,
+        op=op, platform=jax.default_backend(), dtype=str(q.dtype), batch=batch, queries=queries,
+        keys=k.shape[1], heads=heads, kv_heads=k.shape[2], head_dim=head_dim, pruning=mode, packed=segment_ids is not None,
         left_padded=seq_start is not None, buffered=kv_length is not None, tiles=tiles,
     )  # fmt: skip
 

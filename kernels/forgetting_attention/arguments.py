@@ -40,8 +40,8 @@ def check_shapes(q: Any, k: Any, v: Any, op: str) -> None:
         raise ValueError(f"{op}: k has head_dim {k.shape[3]} but q has {q.shape[3]}.")
     if q.shape[2] % k.shape[2]:
         raise ValueError(
-            f"{op}: the number of query heads must be a multiple of the number of key/value heads; q has {q.shape[2]}"
-            f" heads, k has {k.shape[2]}."
+            f"{op}: the number of query heads must be a multiple of the number of key/value heads; q has"
+            f" {q.shape[2]} heads, k has {k.shape[2]}."
         )
 
 
@@ -55,13 +55,15 @@ def check_array(op: str, name: str, x: Any, shape: tuple[int, ...], kind: str) -
         raise ValueError(f"{op}: {name} must have an integer dtype; got {x.dtype}.")
     if kind == "wide float" and str(x.dtype) not in ("float32", "float64"):
         raise ValueError(
-            f"{op}: {name} must be float32 (or float64), since sums of log gates lose all precision below that; got"
-            f" {x.dtype}. Cast the gate logits before log_sigmoid."
+            f"{op}: {name} must be float32 (or float64): sums of log gates lose all precision below that;"
+            f" got {x.dtype}. Cast the gate logits before log_sigmoid."
         )
 
 
 def check_range(op: str, name: str, x: Any, low: int, high: int) -> None:
-    """Raises ValueError if x holds values outside [low, high]; values that are being traced are not looked at."""
+    """Raises ValueError if x holds values outside [low, high]; values that are being traced are not looked
+    at.
+    """
     values = host_value(x)
     if values is not None and ((values < low) | (values > high)).any():
         raise ValueError(f"{op}: {name} must lie in [{low}, {high}]; got {values}.")
@@ -74,20 +76,22 @@ def check_gates(op: str, log_fgate: Any) -> None:
         largest = float(values.max(initial=-np.inf, where=values == values))
         if largest > 0:
             raise ValueError(
-                f"{op}: log_fgate must be <= 0 (the log of a gate in (0, 1)); its largest value is {largest}. Pass"
-                " jax.nn.log_sigmoid(logits) in float32."
+                f"{op}: log_fgate must be <= 0 (the log of a gate in (0, 1)); its largest value is"
+                f" {largest}. Pass jax.nn.log_sigmoid(logits) in float32."
             )
 
 
 def check_threshold(op: str, threshold: Any, batch: int, heads: int) -> None:
-    """Raises ValueError unless adaptive_threshold is None, "auto", "tight", or <= 0 and broadcastable to [batch, heads]."""
+    """Raises ValueError unless adaptive_threshold is None, "auto", "tight", or <= 0 and broadcastable to
+    [batch, heads].
+    """
     if threshold is None:
         return
     if isinstance(threshold, str):
         if threshold not in ("auto", "tight"):
             raise ValueError(
-                f'{op}: adaptive_threshold={threshold!r} is not known; use None, "auto", "tight", or values <= 0'
-                f" broadcastable to [{batch}, {heads}]."
+                f'{op}: adaptive_threshold={threshold!r} is not known; use None, "auto", "tight", or'
+                f" values <= 0 broadcastable to [{batch}, {heads}]."
             )
         return
     shape = jnp.shape(threshold)
@@ -97,7 +101,8 @@ def check_threshold(op: str, threshold: Any, batch: int, heads: int) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"{op}: adaptive_threshold must broadcast to [batch, heads] = [{batch}, {heads}]; got shape {shape}."
+            f"{op}: adaptive_threshold must broadcast to [batch, heads] = [{batch}, {heads}]; got"
+            f" shape {shape}."
         )
     values = host_value(threshold)
     if values is not None and (values > 0).any():
@@ -118,8 +123,8 @@ def check_scale(op: str, sm_scale: float | None, head_dim: int) -> float:
 def check_values(log_fgate: jax.Array, adaptive_threshold: Any = None) -> None:
     """Value checks that also work inside jit, for debugging: positive log gates or thresholds stop the run.
 
-    Under tracing, `forgetting_attention` cannot look at values and assumes log_fgate <= 0 (pruning is only safe then).
-    This inserts a host callback, which costs a device round trip, so it is not done by default.
+    Under tracing, `forgetting_attention` cannot look at values and assumes log_fgate <= 0 (pruning is only
+    safe then). This inserts a host callback, which costs a device round trip, so it is not done by default.
 
     Raises:
       ValueError: at once for concrete values; from the callback under jit (wrapped in jax's runtime error).

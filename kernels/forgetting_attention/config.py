@@ -1,4 +1,6 @@
-"""Static choices of forgetting attention: tile sizes and everything else that is fixed when the program is traced."""
+"""Static choices of forgetting attention: tile sizes and everything else that is fixed when the program is
+traced.
+"""
 
 import dataclasses
 
@@ -9,16 +11,17 @@ Tile = tuple[int, int]
 class TileConfig:
     """Tile sizes as (rows, columns) = (queries, keys), separately for the three passes.
 
-    With pruning, a pass skips whole tiles, so tile sizes decide what is pruned: forward tiles decide out and lse,
-    backward_kv tiles dk, dv and the column part of the gate gradient, backward_q tiles dq and the row part.
+    With pruning, a pass skips whole tiles, so tile sizes decide what is pruned: forward tiles decide out
+    and lse, backward_kv tiles dk, dv and the column part of the gate gradient, backward_q tiles dq and the
+    row part.
 
     Attributes:
       forward: tile of the forward pass.
       backward_kv: tile of the pass that computes dk and dv (loops over row blocks for one column block).
       backward_q: tile of the pass that computes dq (loops over column blocks for one row block).
-      heads_per_step: how many query heads `xla_chunked` processes together (at most; it takes the largest count
-        that fits the head grouping). More suits accelerators; 1 lets every head skip its own tiles. Results do not
-        depend on it.
+      heads_per_step: how many query heads `xla_chunked` processes together (at most; it takes the largest
+        count that fits the head grouping). More suits accelerators; 1 lets every head skip its own tiles.
+        Results do not depend on it.
     """
 
     forward: Tile = (128, 128)
@@ -79,9 +82,9 @@ class Options:
       sm_scale: scale of the scores.
       tight_log_eps: log(eps / keys) of the "tight" pruning rule, None unless that rule is on.
       tiles: tile sizes of the three passes.
-      zero_first_gate: whether the gate of key 0 gets an exactly zero gradient, as it decays nothing. Off for numeric
-        thresholds: the passes may then prune different entries, and the official kernels leave the sum of that
-        difference there.
+      zero_first_gate: whether the gate of key 0 gets an exactly zero gradient, as it decays nothing. Off
+        for numeric thresholds: the passes may then prune different entries, and the official kernels leave
+        the sum of that difference there.
     """
 
     sm_scale: float

@@ -1,8 +1,10 @@
-"""Adaptive computation pruning (ACP, arXiv 2504.06949): thresholds, tile bounds, and what they leave to compute.
+"""Adaptive computation pruning (ACP, arXiv 2504.06949): thresholds, tile bounds, and what they leave to
+compute.
 
-A tile of rows x columns is prunable if its largest decay bias D, at its first row and last column, is below a threshold.
-D falls along rows and rises along columns, so prunable tiles form a prefix of every row block, and the first kept column
-is found for all row blocks at once by binary search in the block-end sums (the official code walks the blocks one by one).
+A tile of rows x columns is prunable if its largest decay bias D, at its first row and last column, is below
+a threshold. D falls along rows and rises along columns, so prunable tiles form a prefix of every row block,
+and the first kept column is found for all row blocks at once by binary search in the block-end sums (the
+official code walks the blocks one by one).
 """
 
 from typing import NamedTuple
@@ -25,10 +27,11 @@ def acp_threshold(
     num_keys: int,
     log_pruning_tolerance: float = -10.0,
 ) -> Float[Array, "B N"]:
-    """The published threshold -(2 U + ln L) + log eps (arXiv 2504.06949 section 3.1), U from the norms of q and k.
+    """The published threshold -(2 U + ln L) + log eps (arXiv 2504.06949 section 3.1), U from the norms of q
+    and k.
 
-    U_bn = |sm_scale| max_i |q_i| max_j |k_j|, computed in float32 whatever the input dtype (bfloat16 norms can come out
-    1 % low, which would break the guarantee). No gradient flows through it.
+    U_bn = |sm_scale| max_i |q_i| max_j |k_j|, computed in float32 whatever the input dtype (bfloat16 norms
+    can come out 1 % low, which would break the guarantee). No gradient flows through it.
 
     Args:
       q: queries.
@@ -55,7 +58,7 @@ def threshold_from_bound(
     """
     if log_pruning_tolerance > 0:
         raise ValueError(
-            f"log_pruning_tolerance is log eps and must be <= 0; got {log_pruning_tolerance}. The recommended value is -10."
+            f"log_pruning_tolerance is log eps and must be <= 0; got {log_pruning_tolerance}; -10 is usual."
         )
     if num_keys < 1:
         raise ValueError(f"num_keys must be at least 1; got {num_keys}.")
@@ -92,8 +95,9 @@ def prune_bounds(
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
     """First kept column of every row block, and first pruned row of every column block, in tokens.
 
-    Row i of q_length rows sits at key position S - q_length + i. The official search of the second bound reads the sums
-    at the row offset instead of that position, and so prunes less when q_length < S; this one is exact.
+    Row i of q_length rows sits at key position S - q_length + i. The official search of the second bound
+    reads the sums at the row offset instead of that position, and so prunes less when q_length < S; this
+    one is exact.
 
     Args:
       log_fgate: log forget gates, <= 0.
@@ -102,8 +106,9 @@ def prune_bounds(
       tile: (rows, columns) of a tile.
 
     Returns:
-      (start, end): start[b, n, m] is the first kept column of row block m, a multiple of the tile's columns; end[b, n, c]
-      the first row offset, a multiple of the tile's rows capped at q_length, from which column block c is pruned.
+      (start, end): start[b, n, m] is the first kept column of row block m, a multiple of the tile's
+      columns; end[b, n, c] the first row offset, a multiple of the tile's rows capped at q_length, from
+      which column block c is pruned.
     """
     length = log_fgate.shape[1]
     rows = length if q_length is None else q_length
@@ -121,7 +126,7 @@ def kept_tiles(
     threshold: Float[Array, "B N"],
     tile: Tile,
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
-    """First kept column tile per row tile, and number of kept row tiles per column tile, for D = row + col."""
+    """First kept column tile per row tile, and count of kept row tiles per column tile, for D = row + col."""
     first_row = jnp.arange(0, row_hi.shape[2], tile[0])
     last_col = _last_columns(col_hi.shape[2], tile[1])
 
@@ -132,9 +137,8 @@ def kept_tiles(
         return start, end
 
     per_head = jax.vmap(jax.vmap(one_head))
-    return per_head(
-        row_hi[:, :, first_row], row_lo[:, :, first_row], col_hi[:, :, last_col], col_lo[:, :, last_col], threshold
-    )  # fmt: skip
+    rows = row_hi[:, :, first_row], row_lo[:, :, first_row]
+    return per_head(*rows, col_hi[:, :, last_col], col_lo[:, :, last_col], threshold)
 
 
 def _count_pruned(
@@ -200,9 +204,10 @@ def kept_tiles_tight(
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
     """As `kept_tiles`, with a bound on the weights of each tile instead of one threshold per head.
 
-    Z_i >= exp(s_ii) and s_ij <= |sm_scale| |q_i| |k_j|, so A_ij <= exp(max |q_i| max |k_j| - s_ii + D_ij) over the
-    tile; if that is below eps / keys everywhere, the tile may go. Tiles that may go need not form a prefix: the
-    first one that must stay decides (and the last row tile that must stay, for the second bound).
+    Z_i >= exp(s_ii) and s_ij <= |sm_scale| |q_i| |k_j|, so A_ij <= exp(max |q_i| max |k_j| - s_ii + D_ij)
+    over the tile; if that is below eps / keys everywhere, the tile may go. Tiles that may go need not form
+    a prefix: the first one that must stay decides (and the last row tile that must stay, for the second
+    bound).
     """
     first_row = jnp.arange(0, row_hi.shape[2], tile[0])
     last_col = _last_columns(col_hi.shape[2], tile[1])
@@ -239,7 +244,8 @@ def visited_fraction(
     q_length: int | None = None,
     tile: Tile = (128, 128),
 ) -> Float[Array, "B N"]:
-    """Share of the causal tiles that the forward pass computes, per batch entry and head (1 = nothing pruned).
+    """Share of the causal tiles that the forward pass computes, per batch entry and head (1 = nothing
+    pruned).
 
     Args are those of `prune_bounds`. Model FLOP counts leave pruning out; this is reported beside them.
     """

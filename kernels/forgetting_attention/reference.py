@@ -1,8 +1,9 @@
-"""Forgetting attention as its definition, O(T*S) in time and memory: the meaning of "right" for every implementation.
+"""Forgetting attention as its definition, O(T*S) in time and memory: the meaning of "right" for every
+implementation.
 
-Everything is computed in the dtype of the inputs (at least float32), so float64 inputs give float64 results. Without
-pruning the gradients come from automatic differentiation; with pruning, whose tiles differ between the passes, the
-backward pass is written out (see `_pruned_softmax`).
+Everything is computed in the dtype of the inputs (at least float32), so float64 inputs give float64
+results. Without pruning the gradients come from automatic differentiation; with pruning, whose tiles differ
+between the passes, the backward pass is written out (see `_pruned_softmax`).
 """
 
 import functools
@@ -32,11 +33,13 @@ def attention(
     threshold: Float[Array, "B N"] | None,
     options: Options,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Forgetting Transformer (arXiv 2503.02130) eq. 10: softmax(scale q k^T + D) v with D_ij = sum of log f over (j, i].
+    """Forgetting Transformer (arXiv 2503.02130) eq. 10: softmax(scale q k^T + D) v with D_ij = sum of log f
+    over (j, i].
 
     Args:
       q, k, v, log_fgate, seq_start, segment_ids, kv_length: as in the public function.
-      threshold: tiles whose largest D is below it are pruned (ACP, arXiv 2504.06949 section 3); None prunes nothing.
+      threshold: tiles whose largest D is below it are pruned (ACP, arXiv 2504.06949 section 3); None prunes
+        nothing.
       options: scale, the "tight" rule (excludes `threshold`), and which tiles are pruned together.
 
     Returns:
@@ -57,7 +60,8 @@ def attention(
     visible = (columns <= row_at[:, :, None]) & live[:, None, :]
     visible &= jnp.take_along_axis(run, row_at_clipped, axis=1)[:, :, None] == run[:, None, :]
 
-    # The gate of a run's first key decays nothing inside the run, so it is switched off with the dead columns.
+    # The gate of a run's first key decays nothing inside the run, so it is switched off with the dead
+    # columns.
     silent = new_run if options.zero_first_gate else new_run & (columns > 0)
     gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
     decay = jnp.cumsum(gates, axis=1)
@@ -130,12 +134,9 @@ def _attend(
                 assert tight_log_eps is not None
                 assert self_column is not None
                 live = used_row[:, :, 0, 0]
-                rules.append(
-                    kept_by_tile_bound(
-                        *map(jax.lax.stop_gradient, (q_h, k_h, row, col)),
-                        live, self_column, sm_scale, tight_log_eps, tile, direction,
-                    )
-                )  # fmt: skip
+                constants = jax.lax.stop_gradient((q_h, k_h, row, col))
+                at = (live, self_column)
+                rules.append(kept_by_tile_bound(*constants, *at, sm_scale, tight_log_eps, tile, direction))
         out, lse = _pruned_softmax(q_h, k_h, v_h, row, col, visible, *rules, sm_scale)
     return out.swapaxes(1, 2).astype(q.dtype), lse.swapaxes(1, 2)
 
@@ -143,7 +144,9 @@ def _attend(
 def kept_by_threshold(
     row: Float[Array, "B N T"], col: Float[Array, "B N S"], threshold: Float[Array, "B N"], tile: Tile
 ) -> Bool[Array, "B N T S"]:
-    """ACP's rule: a tile is kept unless its largest D, at its first row and last column, is below the threshold."""
+    """ACP's rule: a tile is kept unless its largest D, at its first row and last column, is below the
+    threshold.
+    """
     first_row = jnp.arange(row.shape[2]) // tile[0] * tile[0]
     last_col = jnp.minimum(jnp.arange(col.shape[2]) // tile[1] * tile[1] + tile[1], col.shape[2]) - 1
     return row[:, :, first_row, None] + col[:, :, None, last_col] >= threshold[:, :, None, None]
@@ -163,8 +166,8 @@ def kept_by_tile_bound(
 ) -> Bool[Array, "B N T S"]:
     """The "tight" rule: prune a tile if the norms inside it bound each weight by eps / keys; then fill gaps.
 
-    Tiles pruned by the bound need not form a prefix. For direction "q" every column tile after the first kept one is
-    kept; for "kv" every row tile before the last kept one.
+    Tiles pruned by the bound need not form a prefix. For direction "q" every column tile after the first
+    kept one is kept; for "kv" every row tile before the last kept one.
     """
     tiles_n = (-(-row.shape[2] // tile[0]), -(-col.shape[2] // tile[1]))
     row_tile, col_tile = jnp.arange(row.shape[2]) // tile[0], jnp.arange(col.shape[2]) // tile[1]
@@ -189,7 +192,7 @@ def kept_by_tile_bound(
 
 
 def _scores(q: Array, k: Array, row: Array, col: Array, visible: Array, sm_scale: float) -> Array:
-    """Decayed scores, -inf where invisible; D above the diagonal may be huge, so it is selected away first."""
+    """Decayed scores, -inf where invisible; D above the diagonal may be huge: it is selected away first."""
     decay = jnp.where(visible, row[..., :, None] + col[..., None, :], 0)
     scores = sm_scale * jnp.einsum("bnth,bnsh->bnts", q, k) + decay
     return jnp.where(visible, scores, -jnp.inf)
@@ -212,7 +215,9 @@ def _pruned_softmax(
     q: Array, k: Array, v: Array, row: Array, col: Array, visible: Array,
     kept: Array, kept_kv: Array, kept_q: Array, sm_scale: float,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Softmax over kept entries; its gradients use the normaliser of `kept` but the entries each pass keeps."""
+    """Softmax over kept entries; its gradients use the normaliser of `kept` but the entries each pass
+    keeps.
+    """
     return _softmax(q, k, v, row, col, visible & kept, sm_scale)
 
 

@@ -87,7 +87,9 @@ def _search(sorted_ids: Int[Array, "B S"], ids: Int[Array, "B T"], side: str) ->
 def positions(
     batch: int, queries: int, keys: int, kv_length: Int[Array, " B"] | None
 ) -> Int[Array, "{batch} {queries}"]:
-    """Key position of every query row: rows end at kv_length; negative where there are fewer keys than rows."""
+    """Key position of every query row: rows end at kv_length; negative where there are fewer keys than
+    rows.
+    """
     length = jnp.full((batch,), keys, jnp.int32) if kv_length is None else kv_length.astype(jnp.int32)
     return length[:, None] - queries + jnp.arange(queries, dtype=jnp.int32)
 

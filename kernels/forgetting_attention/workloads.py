@@ -1,6 +1,7 @@
 """Named workloads of forgetting attention: what contract tests and benchmarks run.
 
-Every op package has such a module: `SHAPES`, `make_call`, `run` and `poisoned` are what `tests/contracts` calls.
+Every op package has such a module: `SHAPES`, `make_call`, `run` and `poisoned` are what `tests/contracts`
+calls.
 """
 
 import dataclasses
@@ -96,8 +97,9 @@ def make_call(work: Workload, seed: int = 0) -> tuple[dict[str, np.ndarray], dic
 
 
 def gates(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
-    """Log gates [B, S, N]: "global" (-1e-6), "fast" (mean decay time 16 tokens), "mix" (per head, log-spaced from 1 to
-    16384 tokens), each -2 u / tau with u uniform in (0, 1); "mixed" (log-sigmoid of logits around -1 ... 6 per head)."""
+    """Log gates [B, S, N]: "global" (-1e-6), "fast" (mean decay time 16 tokens), "mix" (per head,
+    log-spaced from 1 to 16384 tokens), each -2 u / tau with u uniform in (0, 1); "mixed" (log-sigmoid of
+    logits around -1 ... 6 per head)."""
     heads = shape[2]
     if kind == "global":
         return np.full(shape, -1e-6)
@@ -109,7 +111,7 @@ def gates(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> n
 
 
 def run(
-    arrays: dict[str, Array], options: dict[str, Any], implementation: str | Sequence[str] | None
+    arrays: dict[str, Any], options: dict[str, Any], implementation: str | Sequence[str] | None
 ) -> tuple[Array, Array]:
     """The public function on such a call; returns all its outputs."""
     out, lse = forgetting_attention(**arrays, **options, return_lse=True, implementation=implementation)

@@ -1,9 +1,10 @@
 """Forgetting attention in plain XLA: linear in memory, skips pruned tiles, runs on any platform.
 
-Online softmax over tiles (FlashAttention-2 order) with a custom gradient that recomputes the weights tile by tile:
-no array ever has two sequence axes. Loop bounds are data: causality, buffers, left padding, segments and ACP all
-become per-head ranges of tiles, in the forward pass and in both backward passes. Gate sums, softmax statistics and
-accumulators are float32 (float64 for float64 inputs); weights are cast to the input dtype before each product.
+Online softmax over tiles (FlashAttention-2 order) with a custom gradient that recomputes the weights tile
+by tile: no array ever has two sequence axes. Loop bounds are data: causality, buffers, left padding,
+segments and ACP all become per-head ranges of tiles, in the forward pass and in both backward passes. Gate
+sums, softmax statistics and accumulators are float32 (float64 for float64 inputs); weights are cast to the
+input dtype before each product.
 """
 
 import functools
@@ -30,7 +31,9 @@ from kernels.forgetting_attention.spans import KeySpans, live_keys, positions, r
 
 
 class Operands(NamedTuple):
-    """One call with every option reduced to arrays; all have the batch axis first, so vmap can fold into it."""
+    """One call with every option reduced to arrays; all have the batch axis first, so vmap can fold into
+    it.
+    """
 
     q: Float[Array, "B T N H"]
     k: Float[Array, "B S K H"]
@@ -93,8 +96,8 @@ def attention(
         run_start = jax.lax.cummax(jnp.where(starts, jnp.arange(keys, dtype=jnp.int32), 0), axis=1)
         spans = spans.in_runs(run_start, at)
 
-    # The first gate of a run decays no key of the run, and dead positions may hold anything: both count as 0, with
-    # an exactly zero gradient.
+    # The first gate of a run decays no key of the run, and dead positions may hold anything: both count as
+    # 0, with an exactly zero gradient.
     silent = starts if options.zero_first_gate else starts & (jnp.arange(keys) > 0)
     gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
     ends = jnp.roll(starts, -1, axis=1)  # key 0 is always a start, so the last key is always an end
@@ -125,10 +128,11 @@ def partial(
     options: Options,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """`attend_partial` after checks; returns (out, lse)."""
-    (q, k, v, row_decay, col_decay, threshold, *ends) = aligned_varying(
-        (q, k, v, row_decay, col_decay, threshold, spans.first, spans.last, spans.head_first)
+    intervals = (spans.first, spans.last, spans.head_first)
+    (q, k, v, row_decay, col_decay, threshold), (first, last, head_first) = aligned_varying(
+        ((q, k, v, row_decay, col_decay, threshold), intervals)
     )
-    spans = spans._replace(first=ends[0], last=ends[1], head_first=ends[2])
+    spans = spans._replace(first=first, last=last, head_first=head_first)
     if not spans.all_filled:
         q, k, v = _without_unused(q, k, v, spans)
         used_row, used_key = _used(spans, k.shape[1])
@@ -190,7 +194,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def forward(operands: Operands, static: Static) -> tuple[Array, Array, Array]:
-    """Returns out [B, T, N, H], lse [B, T, N], and the tiles executed per head [B, N], counted in the loop."""
+    """Out [B, T, N, H], lse [B, T, N], and tiles executed per head [B, N], counted in the loops."""
     lanes = _Lanes.of(operands)
     tile = static.options.tiles.forward
     rows, columns, head_first, plan = _inputs(operands, static, tile)
@@ -305,7 +309,9 @@ def _pruned(operands: Operands, lanes: _Lanes, static: Static, tile: Tile) -> tu
 
 
 def _folded(function: Any, static: Static) -> Any:
-    """`function` with a vmap rule that folds the mapped axis into the batch, so every entry skips its own tiles."""
+    """`function` with a vmap rule that folds the mapped axis into the batch, so every entry skips its own
+    tiles.
+    """
 
     @jax.custom_batching.custom_vmap
     def call(operands: Any) -> Any:

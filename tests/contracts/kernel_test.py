@@ -1,7 +1,8 @@
 """What every kernel must do, for every op package under kernels/ and every implementation in it.
 
-An op package is a folder with api.py (IMPLEMENTATIONS, with a "reference") and workloads.py (SHAPES, make_call, run,
-poisoned, DIFFERENTIABLE). Its implementations are compared with `reference` in float64 on the same rounded inputs.
+An op package is a folder with api.py (IMPLEMENTATIONS, with a "reference") and workloads.py (SHAPES,
+make_call, run, poisoned, DIFFERENTIABLE). Its implementations are compared with `reference` in float64 on
+the same rounded inputs.
 """
 
 import importlib
@@ -17,15 +18,17 @@ import pytest
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 OPS = sorted(path.parent.name for path in KERNELS.glob("*/api.py"))
 
-# Largest error allowed, relative to the largest reference value (at least 1). Inputs are rounded to the dtype first, so
-# this is the error of the computation: the last bit of the accumulators, or of weights cast to 16 bits (2^-9, 2^-12).
+# Largest error allowed, relative to the largest reference value (at least 1). Inputs are rounded to the
+# dtype first, so this is the error of the computation: the last bit of the accumulators, or of weights cast
+# to 16 bits (2^-9, 2^-12).
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.5e-2}
-# What runs without --slow: a compilation takes seconds, so shapes that only vary what another one covers wait, and the
-# other dtypes run on shapes that between them use every option.
+# What runs without --slow: a compilation takes seconds, so shapes that only vary what another one covers
+# wait, and the other dtypes run on shapes that between them use every option.
 EXTRA_DTYPES = ("float64", "bfloat16", "float16")
 EXTRA_SHAPES = {"everything", "pruned_heads_together"}
 LATER_SHAPES = {
-    "square", "buffer", "left_padding_rectangle", "packed_rectangle_grouped", "one_kv_head", "pruned_packed_buffer",
+    "square", "buffer", "left_padding_rectangle", "packed_rectangle_grouped", "one_kv_head",
+    "pruned_packed_buffer",
     "pruned_auto",
 }  # fmt: skip
 

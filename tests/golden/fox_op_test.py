@@ -1,4 +1,6 @@
-"""Forgetting attention and its pruning against results of the official kernels (tests/golden/fox/README.md)."""
+"""Forgetting attention and its pruning against results of the official kernels
+(tests/golden/fox/README.md).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ IMPLEMENTATIONS = ("reference", "xla_chunked")
 GRADIENTS = {"q": "dq", "k": "dk", "v": "dv", "log_fgate": "dlog_fgate"}
 # The float32 column of the golden README, absolute.
 TOLERANCE = {
-    "out": 3e-5, "log_normalizer": 3e-5, "dq": 5e-5, "dk": 5e-5, "dv": 5e-5, "dlog_fgate": 1e-4, "threshold": 1e-4,
+    "out": 3e-5, "log_normalizer": 3e-5, "dq": 5e-5, "dk": 5e-5, "dv": 5e-5, "dlog_fgate": 1e-4,
+    "threshold": 1e-4,
 }  # fmt: skip
 
 
@@ -78,7 +81,8 @@ def test_pruned(golden_file: Path, implementation: str) -> None:
     tiles = TileConfig(*(tile(golden, f"block_{name}") for name in ("fwd", "bwd_kv", "bwd_q")))
     threshold: Any = "auto" if bool(golden["threshold_is_auto"]) else jnp.asarray(golden["acp_threshold"])
     actual = results(golden, implementation, adaptive_threshold=threshold, tiles=tiles)
-    # Files with weak thresholds carry the pruned results; the others the exact ones, which pruning must not change.
+    # Files with weak thresholds carry the pruned results; the others the exact ones, which pruning must not
+    # change.
     assert_matches(actual, golden, "acp_" if "acp_out" in golden else "")
 
 

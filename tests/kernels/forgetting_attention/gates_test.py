@@ -19,7 +19,9 @@ def log_gates(length: int, mean: float) -> np.ndarray:
 
 
 def near_errors(log_fgate: np.ndarray) -> tuple[float, float, float]:
-    """Largest error of D over distances <= 64 near the end: sequential float32, ours by entry, ours as a tile forms it."""
+    """Largest error of D over distances <= 64 near the end: sequential float32, ours by entry, ours as a
+    tile forms it.
+    """
     exact = np.cumsum(log_fgate.astype(np.float64), axis=1)[0, :, 0]
     plain = np.cumsum(log_fgate, axis=1, dtype=np.float32)[0, :, 0]
     hi, lo = (x[0, :, 0] for x in gate_sums(jnp.asarray(log_fgate)))

@@ -1,5 +1,7 @@
 """attend_partial and merge_partials: two pieces equal the whole, in values and in every gradient."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,21 +27,23 @@ def inputs(seed: int = 0) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(x, jnp.float32) for x in (q, k, v, -rng.random((BATCH, length, HEADS))))
 
 
-def in_two(q, k, v, log_fgate, implementation: str, first_key=None, spare: int = 0, **options):  # noqa: ANN001
-    """Past keys in a buffer with `spare` unused places, then the chunk; the reference point is the last past key."""
+def in_two(
+    q: jax.Array, k: jax.Array, v: jax.Array, log_fgate: jax.Array, implementation: str,
+    first_key: jax.Array | None, spare: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Past keys in a buffer with `spare` unused places, then the chunk, relative to the last past key."""
     hi, lo = gate_sums(log_fgate)
     decay = (hi - hi[:, PAST - 1 : PAST]) + (lo - lo[:, PAST - 1 : PAST])
-    pad = lambda x: jnp.pad(
-        x[:, :PAST], [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2), constant_values=jnp.nan
-    )  # noqa: E731
-    common = {"tiles": TILES, "implementation": implementation}
-    past = attend_partial(
-        q, pad(k), pad(v), decay[:, PAST:], pad(-decay),
-        kv_length=jnp.full((BATCH,), PAST), first_key=first_key, **common, **options,
-    )  # fmt: skip
-    here = attend_partial(
-        q, k[:, PAST:], v[:, PAST:], decay[:, PAST:], -decay[:, PAST:], causal=True, **common
-    )  # fmt: skip
+
+    def pad(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[:, :PAST], [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2), constant_values=jnp.nan)
+
+    common: dict[str, Any] = {"tiles": TILES, "implementation": implementation}
+    filled = jnp.full((BATCH,), PAST)
+    buffer = (pad(k), pad(v), decay[:, PAST:], pad(-decay))
+    past = attend_partial(q, *buffer, kv_length=filled, first_key=first_key, **common)
+    chunk = (k[:, PAST:], v[:, PAST:], decay[:, PAST:], -decay[:, PAST:])
+    here = attend_partial(q, *chunk, causal=True, **common)
     return merge_partials(past, here)
 
 
@@ -50,7 +54,8 @@ def test_two_partials_equal_the_whole(implementation: str, start: tuple[int, int
     seq_start = None if start is None else jnp.asarray(start)
     first_key = None
     if start is not None:
-        # Key 50 lies in the chunk: entry 1 sees no past key at all, and its first ten rows nothing but themselves.
+        # Key 50 lies in the chunk: entry 1 sees no past key at all, and its first ten rows nothing but
+        # themselves.
         first_key = jnp.asarray(start)[:, None] * jnp.ones((1, HEADS), jnp.int32)
         seq_start = jnp.asarray([0, PAST])
     rng = np.random.default_rng(1)
@@ -60,11 +65,11 @@ def test_two_partials_equal_the_whole(implementation: str, start: tuple[int, int
     )
 
     @jax.jit
-    def both(*args):  # noqa: ANN002, ANN202
+    def both(*args):
         whole, pull_whole = jax.vjp(
             lambda *a: forgetting_attention(*a, seq_start=seq_start, return_lse=True, tiles=TILES), *args
         )
-        parts, pull_parts = jax.vjp(lambda *a: in_two(*a, implementation, first_key, spare=9), *args)
+        parts, pull_parts = jax.vjp(lambda *a: in_two(*a, implementation, first_key, 9), *args)
         return (whole, pull_whole(cotangents)), (parts, pull_parts(cotangents))
 
     whole, parts = both(*args)
@@ -96,12 +101,10 @@ def test_options_equal_reference(kind: str) -> None:
     decay -= decay[:, PAST : PAST + 1]
     args = (q, k, v, jnp.asarray(decay[:, PAST:], jnp.float32), jnp.asarray(-decay, jnp.float32))
 
-    def both(implementation: str):  # noqa: ANN202
-        def run(*args):  # noqa: ANN002, ANN202
-            call = lambda *a: attend_partial(
-                *a, tiles=TILES, implementation=implementation, **options_of(kind)
-            )  # noqa: E731
-            (out, lse), pullback = jax.vjp(call, *args)
+    def both(implementation: str):
+        def run(*args):
+            fixed = {"tiles": TILES, "implementation": implementation, **options_of(kind)}
+            (out, lse), pullback = jax.vjp(lambda *a: attend_partial(*a, **fixed), *args)
             return out, lse, pullback((jnp.cos(jnp.arange(out.size)).reshape(out.shape), jnp.ones_like(lse)))
 
         return jax.jit(run)(*args)

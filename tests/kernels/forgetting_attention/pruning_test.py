@@ -1,4 +1,6 @@
-"""ACP: bounds against brute force, the guarantee, and that loops execute exactly the tiles the bounds allow."""
+"""ACP: bounds against brute force, the guarantee, and that loops execute exactly the tiles the bounds
+allow.
+"""
 
 import hypothesis
 import jax
@@ -195,7 +197,8 @@ def test_executed_tiles_equal_the_bounds(mode: str, heads_per_step: int) -> None
             assert static.options.tight_log_eps is not None
             kept = np.asarray(
                 reference_module.kept_by_tile_bound(
-                    q, k, *map(jnp.asarray, (row, col)), at >= 0, at, 0.25, static.options.tight_log_eps, tile, direction
+                    q, k, *map(jnp.asarray, (row, col)), at >= 0, at, 0.25, static.options.tight_log_eps, tile,
+                    direction,
                 )
             )  # fmt: skip
         entries = kept & np.tri(200, dtype=bool)

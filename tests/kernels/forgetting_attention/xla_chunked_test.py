@@ -1,4 +1,6 @@
-"""What only the memory-linear implementation promises: memory, shard_map, packing, precision at long context."""
+"""What only the memory-linear implementation promises: memory, shard_map, packing, precision at long
+context.
+"""
 
 import re
 
@@ -147,7 +149,9 @@ def test_inside_shard_map_with_varying_axes(run_python, mode: str) -> None:
 
 @pytest.mark.slow
 def test_pruning_pays_on_the_cpu() -> None:
-    """At T = 8192: fast gates at least 4 times faster than without pruning, gates of mixed speed at most 0.75 times."""
+    """At T = 8192: fast gates at least 4 times faster than without pruning, gates of mixed speed at most
+    0.75 times.
+    """
     from kernels.common.bench import time_together
 
     length, heads, head_dim = 8192, 8, 64
@@ -172,7 +176,5 @@ def test_pruning_pays_on_the_cpu() -> None:
         log_fgate = jnp.asarray(gates(kind, rng, (1, length, heads)), jnp.float32)
         timed = time_together({"exact": both(None), "pruned": both(limit)}, log_fgate, calls=3)
         ratio = timed["pruned"].best_s / timed["exact"].best_s
-        print(
-            f"{kind}: exact {timed['exact'].best_s:.2f} s, pruned {timed['pruned'].best_s:.2f} s, ratio {ratio:.3f}"
-        )
+        print(f"{kind}: exact {timed['exact']}, pruned {timed['pruned']}, ratio {ratio:.3f}")
         assert ratio <= allowed, f"{kind}: pruned takes {ratio:.2f} of the exact time"
