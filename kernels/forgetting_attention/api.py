@@ -1,6 +1,4 @@
-"""Public functions of forgetting attention: argument checks, choice of implementation, and the pieces
-around it.
-"""
+"""Public functions of forgetting attention: argument checks and choice of implementation."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -133,15 +131,12 @@ def attend_partial(
     tiles: TileConfig | None = None,
     implementation: str | Sequence[str] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """Attention to a part of the keys, to be put together with `merge_partials`; differentiable in all its
-    arrays.
+    """Attention to a part of the keys, for `merge_partials`; differentiable in all its arrays.
 
     The decay bias is D_ij = row_decay_i + col_decay_j, each relative to one reference point that the caller
-    chooses near
-    both, so that neither is large: for keys of the past and a present chunk, the boundary b between them
-      gives
-    row_decay_i = lambda_i - lambda_b and col_decay_j = lambda_b - lambda_j (lambda: inclusive sum of log
-    gates).
+    chooses near both, so that neither is large. For keys of the past and a present chunk, the boundary b
+    between them gives row_decay_i = lambda_i - lambda_b, col_decay_j = lambda_b - lambda_j, where lambda is
+    the inclusive sum of log gates (`gate_sums`).
 
     Args:
       q, k, v, sm_scale, tiles, implementation: as in `forgetting_attention`, except that T > S is allowed.
@@ -193,7 +188,8 @@ def attend_partial(
         threshold = jax.lax.stop_gradient(jnp.broadcast_to(limit, (batch, heads)))
     spans = KeySpans.of(
         batch, queries, keys, causal=causal, query_offset=query_offset, kv_length=kv_length,
-        seq_start=seq_start, first_key=first_key, segment_ids=segment_ids, query_segment_ids=query_segment_ids,
+        seq_start=seq_start, first_key=first_key, segment_ids=segment_ids,
+        query_segment_ids=query_segment_ids,
     )  # fmt: skip
     return chosen.partial(
         q, k, v, row_decay, col_decay, spans=spans, threshold=threshold,
@@ -286,7 +282,8 @@ def _request(
     batch, queries, heads, head_dim = q.shape
     return Request(
         op=op, platform=jax.default_backend(), dtype=str(q.dtype), batch=batch, queries=queries,
-        keys=k.shape[1], heads=heads, kv_heads=k.shape[2], head_dim=head_dim, pruning=mode, packed=segment_ids is not None,
+        keys=k.shape[1], heads=heads, kv_heads=k.shape[2], head_dim=head_dim,
+        pruning=mode, packed=segment_ids is not None,
         left_padded=seq_start is not None, buffered=kv_length is not None, tiles=tiles,
     )  # fmt: skip
 

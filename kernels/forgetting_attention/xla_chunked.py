@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from kernels.common.manual import aligned_varying
@@ -181,6 +182,9 @@ def _attend(operands: Operands, static: Static) -> tuple[Array, Array]:
 
 def _attend_fwd(operands: Operands, static: Static) -> tuple[tuple[Array, Array], Saved]:
     out, lse, _ = _folded(forward, static)(operands)
+    # Names for remat policies: saving these two spares the backward pass a second forward kernel.
+    out = checkpoint_name(out, "forgetting_attention_out")
+    lse = checkpoint_name(lse, "forgetting_attention_lse")
     return (out, lse), Saved(operands, out, lse)
 
 
@@ -301,9 +305,8 @@ def _largest_divisor(n: int, at_most: int) -> int:
 
 def _pruned(operands: Operands, lanes: _Lanes, static: Static, tile: Tile) -> tuple[Array, Array] | None:
     o = operands
-    decay = Decay(
-        *(None if x is None else x.swapaxes(1, 2) for x in (o.row_hi, o.col_hi, o.row_lo, o.col_lo))
-    )
+    row_lo, col_lo = (None if x is None else x.swapaxes(1, 2) for x in (o.row_lo, o.col_lo))
+    decay = Decay(o.row_hi.swapaxes(1, 2), o.col_hi.swapaxes(1, 2), row_lo, col_lo)
     bounds = pruned_tiles(decay, o.threshold, o.norms, static.options.tight_log_eps, tile)
     return None if bounds is None else (lanes.per_head(bounds[0]), lanes.per_head(bounds[1]))
 

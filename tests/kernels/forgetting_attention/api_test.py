@@ -29,31 +29,34 @@ def call(**changes: Any) -> dict[str, Any]:
 
 
 BAD = {
-    "q has no batch": (dict(q=jnp.zeros((6, 4, 8))), "q must have 4 axes"),
-    "integer q": (dict(q=jnp.zeros((2, 6, 4, 8), int)), "q has dtype int32"),
-    "mixed dtypes": (dict(k=jnp.zeros((2, 9, 2, 8), jnp.bfloat16)), "k has dtype bfloat16 but q has float32"),
-    "v unlike k": (dict(v=jnp.zeros((2, 8, 2, 8))), "v must have the shape of k"),
-    "head groups": (dict(q=jnp.zeros((2, 6, 3, 8))), "must be a multiple of the number of key/value heads"),
-    "head dims": (dict(q=jnp.zeros((2, 6, 4, 4))), "k has head_dim 8 but q has 4"),
-    "batch": (dict(q=jnp.zeros((1, 6, 4, 8))), "k has batch size 2 but q has 1"),
-    "empty": (dict(q=jnp.zeros((2, 0, 4, 8))), "q has an empty axis"),
-    "more queries than keys": (dict(q=jnp.zeros((2, 10, 4, 8))), "T <= S is needed"),
-    "half-precision gates": (dict(log_fgate=jnp.zeros((2, 9, 4), jnp.bfloat16)), "log_fgate must be float32"),
-    "gate shape": (dict(log_fgate=jnp.zeros((2, 9, 2))), r"log_fgate must have shape \(2, 9, 4\)"),
-    "positive gate": (dict(log_fgate=jnp.zeros((2, 9, 4)).at[1, 3, 2].set(0.5)), "log_fgate must be <= 0"),
-    "positive threshold": (dict(adaptive_threshold=0.5), "adaptive_threshold must be <= 0"),
-    "unknown threshold": (dict(adaptive_threshold="always"), "adaptive_threshold='always' is not known"),
+    "q has no batch": ({"q": jnp.zeros((6, 4, 8))}, "q must have 4 axes"),
+    "integer q": ({"q": jnp.zeros((2, 6, 4, 8), int)}, "q has dtype int32"),
+    "mixed dtypes": ({"k": jnp.zeros((2, 9, 2, 8), jnp.bfloat16)}, "k has dtype bfloat16 but q has float32"),
+    "v unlike k": ({"v": jnp.zeros((2, 8, 2, 8))}, "v must have the shape of k"),
+    "head groups": ({"q": jnp.zeros((2, 6, 3, 8))}, "must be a multiple of the number of key/value heads"),
+    "head dims": ({"q": jnp.zeros((2, 6, 4, 4))}, "k has head_dim 8 but q has 4"),
+    "batch": ({"q": jnp.zeros((1, 6, 4, 8))}, "k has batch size 2 but q has 1"),
+    "empty": ({"q": jnp.zeros((2, 0, 4, 8))}, "q has an empty axis"),
+    "more queries than keys": ({"q": jnp.zeros((2, 10, 4, 8))}, "T <= S is needed"),
+    "half-precision gates": ({"log_fgate": jnp.zeros((2, 9, 4), jnp.bfloat16)}, "log_fgate must be float32"),
+    "gate shape": ({"log_fgate": jnp.zeros((2, 9, 2))}, r"log_fgate must have shape \(2, 9, 4\)"),
+    "positive gate": ({"log_fgate": jnp.zeros((2, 9, 4)).at[1, 3, 2].set(0.5)}, "log_fgate must be <= 0"),
+    "positive threshold": ({"adaptive_threshold": 0.5}, "adaptive_threshold must be <= 0"),
+    "unknown threshold": ({"adaptive_threshold": "always"}, "adaptive_threshold='always' is not known"),
     "threshold shape": (
-        dict(adaptive_threshold=-jnp.ones((3, 4))),
+        {"adaptive_threshold": -jnp.ones((3, 4))},
         r"broadcast to \[batch, heads\] = \[2, 4\]",
     ),
-    "tolerance": (dict(adaptive_threshold="auto", log_pruning_tolerance=1.0), "must be <= 0; got 1.0"),
-    "float seq_start": (dict(seq_start=jnp.zeros(2)), "seq_start must have an integer dtype"),
-    "seq_start range": (dict(seq_start=jnp.asarray([0, 10])), r"seq_start must lie in \[0, 9\]"),
-    "kv_length range": (dict(kv_length=jnp.asarray([-1, 9])), r"kv_length must lie in \[0, 9\]"),
-    "segment shape": (dict(segment_ids=jnp.zeros((2, 6), int)), r"segment_ids must have shape \(2, 9\)"),
-    "scale": (dict(sm_scale=float("nan")), "sm_scale must be a finite number"),
-    "implementation": (dict(implementation="fastest"), "'fastest' does not exist"),
+    "tolerance": (
+        {"adaptive_threshold": "auto", "log_pruning_tolerance": 1.0},
+        "must be <= 0; got 1.0",
+    ),
+    "float seq_start": ({"seq_start": jnp.zeros(2)}, "seq_start must have an integer dtype"),
+    "seq_start range": ({"seq_start": jnp.asarray([0, 10])}, r"seq_start must lie in \[0, 9\]"),
+    "kv_length range": ({"kv_length": jnp.asarray([-1, 9])}, r"kv_length must lie in \[0, 9\]"),
+    "segment shape": ({"segment_ids": jnp.zeros((2, 6), int)}, r"segment_ids must have shape \(2, 9\)"),
+    "scale": ({"sm_scale": float("nan")}, "sm_scale must be a finite number"),
+    "implementation": ({"implementation": "fastest"}, "'fastest' does not exist"),
 }
 
 
@@ -92,9 +95,13 @@ def test_check_values_works_inside_jit() -> None:
 
     step(jnp.full((1, 2, 1), -1.0), jnp.float32(-1)).block_until_ready()
     jax.effects_barrier()
-    with pytest.raises(Exception, match="adaptive_threshold must be <= 0"):
+
+    def run_to_the_end() -> None:
         step(jnp.full((1, 2, 1), -1.0), jnp.float32(1)).block_until_ready()
         jax.effects_barrier()
+
+    with pytest.raises(Exception, match="adaptive_threshold must be <= 0"):
+        run_to_the_end()
 
 
 def test_tiles_are_validated() -> None:

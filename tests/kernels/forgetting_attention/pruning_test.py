@@ -197,10 +197,10 @@ def test_executed_tiles_equal_the_bounds(mode: str, heads_per_step: int) -> None
             assert static.options.tight_log_eps is not None
             kept = np.asarray(
                 reference_module.kept_by_tile_bound(
-                    q, k, *map(jnp.asarray, (row, col)), at >= 0, at, 0.25, static.options.tight_log_eps, tile,
-                    direction,
+                    *(q, k, jnp.asarray(row), jnp.asarray(col), at >= 0, at),
+                    *(0.25, static.options.tight_log_eps, tile, direction),
                 )
-            )  # fmt: skip
+            )
         entries = kept & np.tri(200, dtype=bool)
         padded = np.pad(entries, ((0, 0), (0, 0), (0, -200 % tile[0]), (0, -200 % tile[1])))
         blocks = padded.reshape(2, 4, padded.shape[2] // tile[0], tile[0], -1, tile[1]).any(axis=(3, 5))
