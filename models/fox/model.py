@@ -85,6 +85,7 @@ def apply(
     if state is not None and state.length.shape != tokens.shape[:1]:
         raise ValueError(f"state was made for {state.length.shape[0]} rows, tokens have {tokens.shape[0]}")
     span = make_span(tokens, None if state is None else state.length, reset, mask)
+    invalid = _invalid(span, None if state is None else state.max_length)
     x = embed(tokens, params["embed"]["embedding"])
     if output == "stats":
         return _statistics(config, runtime, params["layers"], x, span), None
@@ -95,7 +96,6 @@ def apply(
     else:
         x, state = _continue_layers(config, runtime, params["layers"], x, span, state)
     hidden = rms_norm(x, params["norm"]["scale"], config.norm_eps)
-    invalid = _invalid(span, None if state is None else state.max_length)
     if invalid is not None:
         hidden = jnp.where(invalid[..., None], jnp.nan, hidden)
     if output == "hidden":

@@ -165,6 +165,9 @@ def _attend_to_past(
         own_hi, own_lo = gate_sums(chunk.inputs.log_fgate)
         row_decay = own_hi + own_lo
         col_decay = (gates.total_hi[:, None] - gates.hi) + (gates.total_lo[:, None] - gates.lo)
+        # Unfilled slots hold anything, but the kernel prunes by a tile's last column: keep them above all others.
+        filled = jnp.arange(cache.k.shape[1]) < length[:, None]
+        col_decay = jnp.where(filled[..., None], col_decay, 0)
         first_kept = gates.first_kept
     # Id 0 = sees the past. Tokens after a document start count on from 1; padding gets -1 and sees nothing.
     ids = jnp.where(span.has_past, 0, 1) if span.segment_ids is None else span.segment_ids

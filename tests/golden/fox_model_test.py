@@ -1,7 +1,7 @@
-"""Tiny FoX and Transformer models against the official code: logits, losses, gradients, padding, pruning, decoding.
+"""Tiny models against the official code: logits, losses, gradients, padding, pruning, decoding.
 
-Every model_*.npz of the golden folder is read by its own schema: options and sizes come from the file, and each
-quantity it holds is checked. Weights go through `convert.from_official`.
+Every model_*.npz of the golden folder is read by its own schema: options and sizes come from the file, and
+each quantity it holds is checked. Weights go through `convert.from_official`.
 """
 
 import functools
@@ -25,7 +25,9 @@ TOLERANCE = {"logits": 1e-4, "loss": 2e-5, "grad": 5e-6, "threshold": 1e-4}
 RUNTIME = FoxRuntime()
 Golden = dict[str, np.ndarray]
 
-run = jax.jit(apply, static_argnums=(0, 1), static_argnames=("output",))
+# Many small programs that run once each: half the compile time for the same arithmetic.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+run = jax.jit(apply, static_argnums=(0, 1), static_argnames=("output",), compiler_options=QUICK_COMPILE)
 
 
 def split_names(golden: Golden, group: str) -> dict[str, np.ndarray]:
@@ -40,18 +42,15 @@ def token_losses(logits: jax.Array, labels: np.ndarray) -> jax.Array:
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
 
 
-def check_logits(config: FoxConfig, params: Any, golden: Golden) -> None:
-    logits, _ = run(config, RUNTIME, params, jnp.asarray(golden["input_ids"]))
-    assert_close(logits, golden["logits"], "logits", "logits")
-    assert_close(token_losses(logits, golden["labels"]), golden["loss_per_token"], "loss", "loss per token")
-
-
-def check_gradients(config: FoxConfig, params: Any, golden: Golden) -> None:
-    def loss(params: Any) -> jax.Array:
+def check_training(config: FoxConfig, params: Any, golden: Golden) -> None:
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits, _ = apply(config, RUNTIME, params, jnp.asarray(golden["input_ids"]))
-        return token_losses(logits, golden["labels"]).mean()
+        losses = token_losses(logits, golden["labels"])
+        return losses.mean(), (logits, losses)
 
-    grads = jax.jit(jax.grad(loss))(params)
+    grads, (logits, losses) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert_close(logits, golden["logits"], "logits", "logits")
+    assert_close(losses, golden["loss_per_token"], "loss", "loss per token")
     official = convert.to_official(grads, config)
     for name, expected in split_names(golden, "grad/").items():
         assert_close(official[name], expected, "grad", f"gradient of {name}")
@@ -75,37 +74,33 @@ def check_pruning(config: FoxConfig, params: Any, golden: Golden) -> None:
     assert_close(logits, golden["logits"], "logits", "logits with pruning")
 
 
-def decode(
-    config: FoxConfig, params: Any, prompt: np.ndarray, steps: int, mask: np.ndarray | None, chunks: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy continuation: the prompt in chunks of the given lengths, then single steps."""
-    step = functools.partial(run, config, RUNTIME, params)
-    state = init_state(config, prompt.shape[0], prompt.shape[1] + steps)
-    for start, end in zip(np.cumsum([0, *chunks[:-1]]), np.cumsum(chunks), strict=True):
-        part = None if mask is None else jnp.asarray(mask[:, start:end])
-        logits, state = step(jnp.asarray(prompt[:, start:end]), state, mask=part)
-    tokens, picked = [], []
-    for _ in range(steps):
-        picked.append(np.asarray(logits[:, -1]))
-        tokens.append(picked[-1].argmax(-1).astype(np.int32))
-        logits, state = step(jnp.asarray(tokens[-1][:, None]), state)
-    return np.stack(tokens, 1), np.stack(picked, 1)
-
-
 def check_decoding(config: FoxConfig, params: Any, golden: Golden, prefix: str) -> None:
+    """Greedy continuation: the prompt whole, or in two chunks if it is padded; then single steps."""
     prompt, expected = golden[f"{prefix}_prompt"], golden[f"{prefix}_tokens"]
+    rows, length = prompt.shape
     mask = golden[f"{prefix}_attention_mask"].astype(bool) if prefix == "decpad" else None
-    length = prompt.shape[1]
-    for chunks in ([length], [5, 1, length - 6]):
-        tokens, logits = decode(config, params, prompt, expected.shape[1], mask, chunks)
-        np.testing.assert_array_equal(tokens, expected, err_msg=f"prompt in chunks of {chunks}")
-        assert_close(logits, golden[f"{prefix}_logits"], "logits", f"prompt in chunks of {chunks}")
+    # One buffer size for both kinds of prompt: the single step is compiled once per file.
+    totals = {
+        kind: golden[f"{kind}_prompt"].shape[1] + golden[f"{kind}_tokens"].shape[1]
+        for kind in ("dec", "decpad")
+        if f"{kind}_prompt" in golden
+    }
+    step = functools.partial(run, config, RUNTIME, params)
+    state = init_state(config, rows, max(totals.values()))
+    for part in np.array_split(np.arange(length), 1 if mask is None else 2):
+        logits, state = step(
+            jnp.asarray(prompt[:, part]), state, mask=None if mask is None else jnp.asarray(mask[:, part])
+        )
+    for s in range(expected.shape[1]):
+        assert_close(logits[:, -1], golden[f"{prefix}_logits"][:, s], "logits", f"logits of step {s}")
+        token = np.asarray(logits[:, -1]).argmax(-1).astype(np.int32)
+        np.testing.assert_array_equal(token, expected[:, s], err_msg=f"token of step {s}")
+        logits, state = step(jnp.asarray(token[:, None]), state)
 
 
 # What a file may hold: a key that says so, and the check.
 CHECKS: dict[str, tuple[str, Callable[[FoxConfig, Any, Golden], None]]] = {
-    "logits": ("logits", check_logits),
-    "gradients": ("grad_global_norm", check_gradients),
+    "logits, losses, gradients": ("grad_global_norm", check_training),
     "padding": ("pad_logits", check_padding),
     "pruning": ("acp_thresholds", check_pruning),
     "decoding": ("dec_tokens", functools.partial(check_decoding, prefix="dec")),

@@ -1,0 +1,81 @@
+"""Every model: parameters with axes, a step that learns, and switches of the runtime that change nothing.
+
+Cases come from tests/models/<room>/contract_cases.py (see state_test.py).
+"""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from models.common.params import flatten_names
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where only values matter, not bits: half the compile time.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def load_all_cases():
+    for path in sorted((ROOT / "tests" / "models").glob("*/contract_cases.py")):
+        room = path.parent.name
+        spec = importlib.util.spec_from_file_location(f"foxtrot_tests_{room}_model_cases", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        for name, case in module.cases().items():
+            yield f"{room}: {name}", case
+
+
+CASES = dict(load_all_cases())
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    return request.param
+
+
+def test_every_parameter_has_its_axes(case):
+    flat, axes = flatten_names(case.params), flatten_names(case.axes)
+    assert flat.keys() == axes.keys()
+    for name, leaf in flat.items():
+        assert len(axes[name]) == leaf.ndim, name
+
+
+def test_gradient_reaches_every_parameter_and_a_step_learns(case):
+    x = case.inputs(2, 12)
+    step = jax.jit(jax.value_and_grad(case.loss), compiler_options=QUICK_COMPILE)
+    before, grads = step(case.params, x)
+    for name, grad in flatten_names(grads).items():
+        assert np.isfinite(grad).all(), name
+        assert np.abs(grad).max() > 0, f"no gradient for {name}"
+    after, _ = step(jax.tree.map(lambda p, g: p - 1e-2 * g, case.params, grads), x)
+    assert after < before
+
+
+def check_bitwise(case, variants, subtests):
+    """A resumed run may switch any of them: loss and gradients must be the same, bit for bit."""
+    x = case.inputs(2, 12)
+    expected_loss, expected = jax.jit(jax.value_and_grad(case.loss))(case.params, x)
+    for name, run in variants.items():
+        with subtests.test(name):
+            step = jax.jit(jax.value_and_grad(functools.partial(case.loss, run=run)))
+            loss, grads = step(case.params, x)
+            np.testing.assert_array_equal(loss, expected_loss)
+            flat = flatten_names(grads)
+            for key, grad in flatten_names(expected).items():
+                np.testing.assert_array_equal(flat[key], grad, err_msg=key)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.variants])
+def test_runtime_switches_change_no_bit(name, subtests):
+    check_bitwise(CASES[name], CASES[name].variants, subtests)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.slow_variants])
+def test_all_combinations_of_switches_change_no_bit(name, subtests):
+    check_bitwise(CASES[name], CASES[name].slow_variants, subtests)
