@@ -66,8 +66,8 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """Rows of the embedding table, in the table's dtype, split over the mesh as the tokens are.
 
-    An explicit mesh needs to be told how the result of a gather is laid out; without a mesh it is a plain lookup.
-    Ids outside [0, V) give NaN rows rather than a neighbour's embedding.
+    An explicit mesh needs to be told how the result of a gather is laid out; without a mesh it is a plain
+    lookup. Ids outside [0, V) give NaN rows rather than a neighbour's embedding.
     """
     mesh = active_mesh()
     spec = None

@@ -1,8 +1,8 @@
 """Parameters as pure dicts of arrays: flat names, stacking of layers, comparison, size report.
 
-The canonical layout keeps one entry per layer, `params["layers"]["0"]["attn"]["q_proj"]["kernel"]`, and is what
-checkpoints, converters and sharding rules see. `lax.scan` over layers wants them stacked; `stack_layers` and
-`unstack_layers` are the only place where that happens.
+The canonical layout keeps one entry per layer, `params["layers"]["0"]["attn"]["q_proj"]["kernel"]`, and is
+what checkpoints, converters and sharding rules see. `lax.scan` over layers wants them stacked; `stack_layers`
+and `unstack_layers` are the only place where that happens.
 """
 
 import math

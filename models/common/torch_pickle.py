@@ -1,8 +1,8 @@
 """Reads tensors from PyTorch `.bin`/`.pt` files without PyTorch, and without running anything in them.
 
-Such a file is a zip archive: NAME/data.pkl holds a pickle of the dict, NAME/data/0, /1, ... the raw storages. A
-pickle may call any function it names; this reader knows only the handful of names that a dict of tensors needs
-(`_ALLOWED`) and gives them meanings of its own, so nothing of PyTorch or of the file is ever executed.
+Such a file is a zip archive: NAME/data.pkl holds a pickle of the dict, NAME/data/0, /1, ... the raw storages.
+A pickle may call any function it names; this reader knows only the handful of names that a dict of tensors
+needs (`_ALLOWED`) and gives them meanings of its own, so nothing of PyTorch or of the file is ever executed.
 """
 
 import collections
@@ -45,7 +45,7 @@ class _Inert:
 
 @dataclasses.dataclass(frozen=True)
 class _Function(_Inert):
-    """Stands for a function or class that the pickle may call; it gets this wrapper, never the function itself."""
+    """Stands for what the pickle may call; it gets this wrapper, never the function itself."""
 
     meaning: Callable[..., Any]
 
@@ -134,7 +134,8 @@ class _TensorUnpickler(pickle.Unpickler):
         """The stand-in for a global; called for every global, reduce and extension opcode."""
         if (module, name) not in _ALLOWED:
             raise TorchFileError(
-                f"the pickle asks for {module}.{name}, which a file of tensors does not need; refused, nothing was run"
+                f"the pickle asks for {module}.{name}, which a file of tensors does not need;"
+                " refused, nothing was run"
             )
         return _ALLOWED[module, name]
 
@@ -159,8 +160,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: no such file.
-      TorchFileError: (a ValueError) not that format, truncated or damaged, not a flat dict of tensors, or a pickle
-        that names anything but tensors, storages and OrderedDict. Nothing named in the file is executed.
+      TorchFileError: (a ValueError) not that format, truncated or damaged, not a flat dict of tensors, or a
+        pickle that names anything but tensors, storages and OrderedDict. Nothing named in the file is
+        executed.
     """
     path = Path(path)
     try:
@@ -173,8 +175,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 def _read_archive(file: BinaryIO) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(file):
         raise TorchFileError(
-            "not a PyTorch zip archive, or cut short (files of PyTorch before 1.6 must be saved again, or converted to"
-            " safetensors)"
+            "not a PyTorch zip archive, or cut short (files of PyTorch before 1.6 must be saved again, or"
+            " converted to safetensors)"
         )
     try:
         with zipfile.ZipFile(file) as archive:
@@ -207,7 +209,7 @@ def _archive_root(archive: zipfile.ZipFile) -> str:
 
 
 def _record(archive: zipfile.ZipFile, name: str) -> bytes:
-    """One member, its checksum verified. PyTorch stores members uncompressed; a compressed one could be a bomb."""
+    """One member, its checksum verified. PyTorch never compresses; a compressed one could be a bomb."""
     try:
         info = archive.getinfo(name)
     except KeyError as error:
@@ -267,8 +269,8 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     # More elements than the storage holds (an expanded view) is a way to fill memory from a tiny file.
     if last >= storage.size or math.prod(tensor.shape) > storage.size:
         raise TorchFileError(
-            f"tensor {name!r} (shape {tensor.shape}, strides {tensor.strides}, offset {tensor.offset}) needs more than"
-            f" its storage of {storage.size} elements"
+            f"tensor {name!r} (shape {tensor.shape}, strides {tensor.strides}, offset {tensor.offset}) needs"
+            f" more than its storage of {storage.size} elements"
         )
     itemsize = tensor.dtype.itemsize
     view = np.lib.stride_tricks.as_strided(

@@ -78,7 +78,7 @@ def attention(
     inputs = attention_inputs(config, params, x, span, dtype, cache.last_k, cache.last_v)
     threshold = pruning_threshold(config, runtime, params, x.shape[0], cache.k.shape[1])
     out, lse = _attend(inputs, span, threshold, runtime)
-    # The kernel's own rules look at the norms of this call, so what they would prune may matter later: keep it.
+    # The kernel's own rules look at this call's norms: what they prune may matter later, so it stays.
     limit = None if isinstance(threshold, str) else threshold
     out, cache = continue_pass(cache, Chunk(inputs, out, lse, limit), span, length, runtime)
     return output_projection(config, params, x, out, dtype), cache

@@ -17,8 +17,9 @@ Remat = Literal["none", "full", "dots", "attention"]
 ThresholdMode = Literal["weights", "auto", "tight"]
 ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 
-# (hidden size, layers, heads of FoX, heads of the Transformer, MLP size or None for the rule). 125m to 760m are
-# the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests) and mini (CPU) are ours.
+# (hidden size, layers, heads of FoX, heads of the Transformer, MLP size or None for the rule). 125m to 760m
+# are the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests) and mini (CPU)
+# are ours.
 _SIZES: dict[str, tuple[int, int, int, int, int | None]] = {
     "tiny": (32, 2, 2, 2, 64),
     "mini": (192, 4, 3, 3, 512),
@@ -42,16 +43,16 @@ class FoxConfig:
 
     Attributes:
       vocab_size, hidden_size, num_layers, num_heads: V, D, L, N; the head dim is H = D / N.
-      num_kv_heads: K key/value heads shared by groups of N / K query heads (None: K = N). Forget gates stay one
-        per query head.
+      num_kv_heads: K key/value heads shared by groups of N / K query heads (None: K = N). Forget gates stay
+        one per query head.
       hidden_ratio: MLP size F = 256 ceil(int(D hidden_ratio 2/3) / 256), unless `intermediate_size` is given.
       hidden_act: activation of the MLP's gate half.
       norm_eps: of every norm except q_norm and k_norm, which use 1e-5 as the official layer does.
       use_rope, rope_base: rotary positions on q and k, after QK-norm.
       fgate_type: "full" f_t = sigmoid(w x_t + b); "bias_only" f = sigmoid(b), learned; "fixed" the same, not
         trained; "none" f = 1 (plain attention).
-      fgate_bias_init, decay_time_min, decay_time_max: for "bias_only" and "fixed": head h starts with decay time
-        T_h = -1 / log f, log-spaced between the two. "fixed" needs it, "full" must not set it.
+      fgate_bias_init, decay_time_min, decay_time_max: for "bias_only" and "fixed": head h starts with decay
+        time T_h = -1 / log f, log-spaced between the two. "fixed" needs it, "full" must not set it.
       qk_norm: RMSNorm of q and k over each head, with one weight per head and channel, or, with
         `qk_norm_share_param_across_head`, one weight per channel (what the released checkpoints have).
       use_k_shift, use_v_shift: data-dependent mixing of each projected key (value) with the previous one.
@@ -207,17 +208,19 @@ class FoxRuntime:
 
     Attributes:
       compute_dtype: dtype of matmuls and attention inputs. Parameters, residual stream, norms' statistics and
-        gates stay in float32 (fox.md 3.1).
-      remat: what the backward pass recomputes. "none" nothing; "full" everything but each layer's input; "dots"
-        everything but matmul results; "attention" everything but the attention kernel's output and normaliser.
-      scan_layers: run the layers as one `lax.scan` (compile time independent of depth). Loss and gradients are
-        bitwise those of the unrolled form on CPU, so a run may switch it on resume.
-      attention_implementation: passed to the kernel: None chooses, a name insists, a tuple is an ordered list.
+        gates stay in float32.
+      remat: what the backward pass recomputes. "none" nothing; "full" everything but each layer's input;
+        "dots" everything but matmul results; "attention" everything but the attention kernel's output and
+        normaliser.
+      scan_layers: run the layers as one `lax.scan` (compile time independent of depth). Loss and gradients
+        are bitwise those of the unrolled form on CPU, so a run may switch it on resume.
+      attention_implementation: passed to the kernel: None chooses, a name insists, a tuple is an ordered
+        list.
       log_pruning_tolerance: log eps of Adaptive Computation Pruning; None switches pruning off, -10 is the
         published value.
-      adaptive_threshold: where ACP's bound on the scores comes from. "weights": from the QK-norm weights (data
-        independent), or "auto" for models without QK-norm; "auto": largest norms of q and k; "tight": the
-        kernel's tighter bound.
+      adaptive_threshold: where ACP's bound on the scores comes from. "weights": from the QK-norm weights
+        (data independent), or "auto" for models without QK-norm; "auto": largest norms of q and k; "tight":
+        the kernel's tighter bound.
       tiles: tile sizes of the kernel; None lets it choose.
     """
 

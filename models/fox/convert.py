@@ -1,8 +1,9 @@
 """Official FoX checkpoints (github.com/zhixuan-lin/forgetting-transformer, Hugging Face layout) in and out.
 
-The names come from the parameter table (`ParamSpec.official`); Linear weights are stored [out, in] there and are
-transposed on the way. Both released families load: "forgetting_transformer-project_fox" (FoX, and the Transformer
-(Pro), which is the same layer without gates) and "transformer-project_fox" (the plain Transformer).
+The names come from the parameter table (`ParamSpec.official`); Linear weights are stored [out, in] there and
+are transposed on the way. Both released families load: "forgetting_transformer-project_fox" (FoX, and the
+Transformer (Pro), which is the same layer without gates) and "transformer-project_fox" (the plain
+Transformer).
 """
 
 import json
@@ -148,8 +149,8 @@ def load_official(path: str | Path, config: FoxConfig | None = None) -> tuple[Fo
     """Loads a checkpoint in the official format.
 
     Args:
-      path: a folder with config.json and model.safetensors, pytorch_model.bin, or the index of a sharded one; or a
-        single .safetensors/.bin file, whose config.json lies beside it unless `config` is given.
+      path: a folder with config.json and model.safetensors, pytorch_model.bin, or the index of a sharded one;
+        or a single .safetensors/.bin file, whose config.json lies beside it unless `config` is given.
       config: overrides config.json.
 
     Returns:
@@ -174,7 +175,7 @@ def load_official(path: str | Path, config: FoxConfig | None = None) -> tuple[Fo
 def save_official(
     path: str | Path, params: Params, config: FoxConfig, dtype: DTypeLike = jnp.float32
 ) -> None:
-    """Writes a folder with model.safetensors and config.json that the official code (and `load_official`) reads."""
+    """Writes model.safetensors and config.json as the official code (and `load_official`) reads them."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     arrays = to_official(params, config, dtype)

@@ -1,4 +1,4 @@
-"""The Forgetting Transformer: pre-norm blocks of forgetting attention and a gated MLP, tied to no module library.
+"""The Forgetting Transformer: pre-norm blocks of forgetting attention and a gated MLP.
 
 `apply` is the model. `Fox` wraps it as an NNX module for those who want to hold parameters in an object.
 """
@@ -55,16 +55,17 @@ def apply(
 ) -> tuple[Any, FoxState | None]:
     """Runs the model on a stretch of tokens.
 
-    Without a state: one causal pass. With one: the tokens continue what earlier calls saw, in chunks of any length;
-    any chunking gives the result of the whole pass. Under a mesh, everything is split over the batch.
+    Without a state: one causal pass. With one: the tokens continue what earlier calls saw, in chunks of any
+    length; any chunking gives the result of the whole pass. Under a mesh, everything is split over the batch.
 
     Args:
       params: canonical tree (`init_params`).
       tokens: [B, T] ids; an id outside the vocabulary gives NaN.
       state: memory of earlier calls (`init_state`), or None.
-      reset: [B, T], True where a new document starts: nothing crosses that boundary (attention, shift, positions).
-      mask: [B, T], False = left padding. Padding does not exist for the model: it changes no result and no state;
-        outputs there mean nothing.
+      reset: [B, T], True where a new document starts: nothing crosses that boundary (attention, shift,
+        positions).
+      mask: [B, T], False = left padding. Padding does not exist for the model: it changes no result and no
+        state; outputs there mean nothing.
       output: "logits" [B, T, V] in the compute dtype; "hidden", the input of lm_head [B, T, D] in float32; or
         "stats", gates and pruning per layer and head (`FoxStats`; needs state = None).
 
@@ -72,9 +73,9 @@ def apply(
       (output, state after the call; None if none was given).
 
     Raises:
-      ValueError: parameters that are not this config's (differences listed), wrong shapes, a state of another batch
-        size; and, where values are known outside of jit: padding after tokens, a document longer than the state's
-        buffers. Inside jit the affected outputs are NaN instead.
+      ValueError: parameters that are not this config's (differences listed), wrong shapes, a state of another
+        batch size; and, where values are known outside of jit: padding after tokens, a document longer than
+        the state's buffers. Inside jit the affected outputs are NaN instead.
     """
     if output not in get_args(Output):
         raise ValueError(f"output = {output!r}; it must be one of {list(get_args(Output))}")
@@ -134,8 +135,8 @@ def _invalid(span: Span, max_length: int | None) -> Bool[Array, "B T"] | None:
         if not isinstance(invalid, jax.core.Tracer) and bool(invalid.any()):
             rows = [int(row) for row in jnp.flatnonzero(invalid.any(axis=1))]
             raise ValueError(
-                f"the documents of rows {rows} are longer than the state's max_length = {max_length}; make the state"
-                " longer, or mark document starts with reset"
+                f"the documents of rows {rows} are longer than the state's max_length = {max_length};"
+                " make the state longer, or mark document starts with reset"
             )
     if span.malformed is not None:
         malformed = jnp.broadcast_to(span.malformed[:, None], span.positions.shape)
@@ -159,7 +160,7 @@ def _as_module(tree: Params) -> nnx.Dict[Any]:
 class Fox(nnx.Module):
     """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
 
-    Works in NNX's tree mode (no shared references, no lifted transforms needed): take `model.params()` to train.
+    Made for NNX's tree mode: no shared references, no lifted transforms. Take `model.params()` to train.
     """
 
     def __init__(

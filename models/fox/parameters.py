@@ -1,7 +1,7 @@
-"""Every parameter of a Forgetting Transformer in one table: shape, logical axes, initial value, official name.
+"""Every parameter of a Forgetting Transformer in one table: shape, logical axes, initial value, name.
 
-Initialisation, sharding axes, weight decay, parameter counts and the converter are all read off this table, so
-they cannot disagree.
+Initialisation, sharding axes, weight decay, parameter counts and the converter are all read off this table,
+so they cannot disagree.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class ParamSpec:
     Attributes:
       shape: our layout; kernels are [in, out].
       axes: logical axis names, one per dimension.
-      init: "normal" N(0, initializer_range^2), "ones", "zeros", "decay_times" (log-spaced, fox.md 3.4).
+      init: "normal" N(0, initializer_range^2), "ones", "zeros", "decay_times" (log-spaced).
       official: name in the official state dict, where kernels are stored [out, in].
     """
 
@@ -127,7 +127,7 @@ def param_specs(config: FoxConfig) -> dict[str, ParamSpec]:
 def decay_time_bias(config: FoxConfig) -> Float[Array, " N"]:
     """b_h = -log(expm1(1 / T_h)) with T_h log-spaced from decay_time_min to decay_time_max (tokens).
 
-    Then -1 / log sigmoid(b_h) = T_h: head h forgets by a factor e in T_h tokens (FoX, data-independent gates).
+    Then -1 / log sigmoid(b_h) = T_h: head h forgets by a factor e in T_h tokens.
     """
     assert config.decay_time_min is not None
     assert config.decay_time_max is not None
@@ -142,8 +142,8 @@ def initialize(
 ) -> Params:
     """Initial values (float32) for a table of parameters.
 
-    Every parameter draws from its own key, derived from its name alone: adding an option, or changing the number
-    of layers, leaves the others as they were.
+    Every parameter draws from its own key, derived from its name alone: adding an option, or changing the
+    number of layers, leaves the others as they were.
     """
 
     def value(name: str, spec: ParamSpec) -> Array:
@@ -164,9 +164,9 @@ def initialize(
 def init_params(config: FoxConfig, key: PRNGKeyArray | UInt32[Array, "2"]) -> Params:
     """Initial parameters, float32, canonical per-layer names.
 
-    Kernels and the embedding ~ N(0, initializer_range^2), norm weights 1, biases 0 (so a "full" gate starts near
-    f = 0.5) except gate biases given by decay times (fox.md 3.1, 3.4). Works under `jax.jit` with out_shardings
-    and under `jax.eval_shape`.
+    Kernels and the embedding ~ N(0, initializer_range^2), norm weights 1, biases 0 (so a "full" gate starts
+    near f = 0.5) except gate biases given by decay times. Works under `jax.jit` with out_shardings and under
+    `jax.eval_shape`.
     """
     return initialize(param_specs(config), config, key)
 
@@ -180,7 +180,7 @@ def decay_mask(params: Params) -> Params:
     """Tree of bool: True where the paper applies weight decay.
 
     All Linear kernels (gate, shift and lm_head included) and the embedding; no bias, no norm weight, no gate
-    bias (fox.md 5).
+    bias (FoX, training details).
     """
     return _mask(params, lambda name: name.endswith(("/kernel", "/embedding")))
 
@@ -188,8 +188,8 @@ def decay_mask(params: Params) -> Params:
 def trainable_mask(params: Params) -> Params:
     """Tree of bool: False for what an optimiser must leave alone (the bias of "fixed" gates, a buffer).
 
-    The forward pass already stops its gradient, and `decay_mask` excludes it, so AdamW without this mask does not
-    move it either; an optimiser with other side effects can use `optax.masked` with this tree.
+    The forward pass already stops its gradient, and `decay_mask` excludes it, so AdamW without this mask does
+    not move it either; an optimiser with other side effects can use `optax.masked` with this tree.
     """
     return _mask(params, lambda name: FIXED_GATE not in name.split("/"))
 
@@ -199,7 +199,7 @@ def _mask(params: Params, rule: Any) -> Params:
 
 
 def count_params(config: FoxConfig, embedding: bool = True) -> int:
-    """Number of parameters; without the input embedding for the paper's "non-embedding" count (fox.md 3.7).
+    """Number of parameters; without the input embedding for the paper's "non-embedding" count of its tables.
 
     lm_head counts as non-embedding. The buffer of "fixed" gates is not a parameter.
     """
@@ -211,10 +211,11 @@ def count_params(config: FoxConfig, embedding: bool = True) -> int:
 
 
 def flops_per_token(config: FoxConfig, seq_len: int) -> float:
-    """Forward FLOPs per token: 2 N + 2 n_layer d_model L (FoX, Table 6; N without the embedding, with lm_head).
+    """Forward FLOPs per token: 2 N + 2 n_layer d_model L (FoX, Table 6).
 
-    The second term is the causal half of two L x L matmuls per layer, at context length L = `seq_len`. Training
-    costs three times as much (backward = 2 forward). Savings by ACP are deliberately not counted.
+    N leaves out the embedding and counts lm_head. The second term is the causal half of two L x L matmuls per
+    layer, at context length L = `seq_len`. Training costs three times as much (backward = 2 forward). Savings
+    by ACP are deliberately not counted.
     """
     dense = 2 * count_params(config, embedding=False)
     return float(dense + 2 * config.num_layers * config.hidden_size * seq_len)

@@ -1,4 +1,4 @@
-"""What surrounds the attention kernel: projections, KV-shift, QK-norm, rotary positions, gates, thresholds, output.
+"""What surrounds the attention kernel: projections, KV-shift, QK-norm, positions, gates, thresholds, output.
 
 The order of operations is that of the official code (FoX section 3 and appendix; room README).
 """
@@ -45,7 +45,7 @@ def shift(
     span: Span,
     previous: Float[Array, "B K H"] | None,
 ) -> Float[Array, "B T K H"]:
-    """KV-shift: a_t * y_{t-1} + (1 - a_t) * y_t with a_t = sigmoid(W x_t), one scalar per head (fox.md 3.3).
+    """KV-shift: a_t * y_{t-1} + (1 - a_t) * y_t with a_t = sigmoid(W x_t), one scalar per head.
 
     The predecessor of a document's first token is zero; that of a call's first token is `previous`, if the
     document began in an earlier call. The mix is computed in float32 and cast back.
@@ -60,7 +60,7 @@ def shift(
     shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
     earlier = jnp.where(span.predecessor[..., None, None], shifted, 0)
     if previous is not None:
-        # has_past and no predecessor in this call: the first real token, continuing an earlier call's document.
+        # The first real token of a call that continues an earlier call's document.
         continues = (span.has_past & ~span.predecessor)[..., None, None]
         earlier = jnp.where(continues, previous[:, None].astype(projected.dtype), earlier)
     mixed = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
@@ -68,7 +68,7 @@ def shift(
 
 
 def log_forget_gates(config: FoxConfig, params: Params, x: Activations, dtype: str) -> Float[Array, "B T N"]:
-    """log f_t = log sigmoid(w x_t + b) per query head, in float32 from the logits on (fox.md 1.4, 3.4)."""
+    """log f_t = log sigmoid(w x_t + b) per query head, in float32 from the logits on."""
     if config.fgate_type == "full":
         gate = params["fgate_proj"]
         logits = at_least_float32(linear(x, {"kernel": gate["kernel"]}, dtype)) + gathered(gate["bias"])
@@ -130,7 +130,7 @@ def _per_head(scale: Float[Array, " C"], head_dim: int) -> Float[Array, "*N H"]:
 
 
 def score_bound(config: FoxConfig, params: Params) -> Float[Array, " N"]:
-    """U_h = sqrt(H) max|w_q,h| max|w_k,h| >= |q k| / sqrt(H), from the QK-norm weights (fox.md 2.1 a, b).
+    """U_h = sqrt(H) max|w_q,h| max|w_k,h| >= |q k| / sqrt(H), from the QK-norm weights.
 
     A normalised and scaled vector is at most sqrt(H) max|w| long, and rotations keep its length. With shared
     weights every head gets the same bound; a key head serves N / K query heads.
@@ -158,8 +158,8 @@ def pruning_threshold(
       num_keys: L of the threshold's ln L: the most keys a row can see, padding included.
 
     Returns:
-      None without pruning (ACP off, or no gates); -(2 U + ln L) + log eps per head from the QK-norm weights; or
-      the name of the kernel's own rule, "auto" or "tight", which look at q and k.
+      None without pruning (ACP off, or no gates); -(2 U + ln L) + log eps per head from the QK-norm weights;
+      or the name of the kernel's own rule, "auto" or "tight", which look at q and k.
     """
     tolerance = runtime.log_pruning_tolerance
     if tolerance is None or not config.is_gated:
@@ -177,7 +177,7 @@ def pruning_threshold(
 def output_projection(
     config: FoxConfig, params: Params, x: Activations, attended: Float[Array, "B T N H"], dtype: str
 ) -> Activations:
-    """Steps 6 and 7 of fox.md 3.3: RMSNorm per head, then the output gate, then o_proj.
+    """What follows the kernel: RMSNorm per head, then the output gate, then o_proj.
 
     Norm and gate are computed in float32 and rounded once.
     """

@@ -1,4 +1,4 @@
-"""What a stretch of tokens says about itself: document starts, padding, positions. Shared by all layers of a pass."""
+"""What a stretch of tokens says about itself, for all layers: document starts, padding, positions."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from models.common.shapes import Mask, Tokens
 
 
 class Span(NamedTuple):
-    """The T tokens of one call, row by row. Masked (padding) tokens do not exist: they touch no result or state.
+    """The T tokens of one call, row by row. Padding does not exist: it touches no result and no state.
 
     Attributes:
       positions: [B, T] int32, tokens since the start of the document, earlier calls included.
       has_past: [B, T] bool, the token's document began in an earlier call (it may see the cache).
       predecessor: [B, T] bool, the token before it in this call is its predecessor in the document.
-      segment_ids: [B, T] int32, number of document starts in this call up to the token; None if `reset` was not
-        given: the whole row is one document.
+      segment_ids: [B, T] int32, number of document starts in this call up to the token; None if `reset` was
+        not given: the whole row is one document.
       mask: [B, T] bool, False on left padding; None = no padding.
       pads: [B] int32, padding tokens at the front of the row; None = no padding.
       malformed: [B] bool, the row's mask is not left padding (False after True); None = no padding.

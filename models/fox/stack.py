@@ -1,4 +1,4 @@
-"""Running the layers one after the other: unrolled or as a scan, with or without rematerialisation, bit for bit alike."""
+"""Running the layers one after the other: unrolled or scanned, rematerialised or not, bit for bit alike."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,9 +51,10 @@ def rematerialized(layer: Layer, remat: Remat) -> Layer:
 def isolated(layer: Layer) -> Layer:
     """`layer` as a unit of compilation: nothing is fused across its borders, forward, residuals and backward.
 
-    XLA contracts multiply-adds depending on what it fuses. In a scan the loop body is compiled by itself and what
-    the backward pass needs goes through memory; unrolled, XLA would fuse across layers and between forward and
-    backward, and round differently. Barriers on inputs, outputs, residuals and cotangents make both the same.
+    XLA contracts multiply-adds depending on what it fuses. In a scan the loop body is compiled by itself and
+    what the backward pass needs goes through memory; unrolled, XLA would fuse across layers and between
+    forward and backward, and round differently. Barriers on inputs, outputs, residuals and cotangents make
+    both the same.
     """
     barrier = jax.lax.optimization_barrier
 

@@ -1,8 +1,8 @@
-"""The memory of a decoding pass: fixed shapes, one buffer per layer, for prompts in chunks of any length and single steps.
+"""The memory of a decoding pass: fixed shapes, one buffer per layer, for chunks of any length.
 
-A buffer holds the current document only, without gaps: padding is never stored, and a document start rewinds it,
-so position in the document = slot in the buffer. Gate sums are kept cumulative, as hi/lo pairs: a step adds one gate
-and sums nothing again (the official cache keeps raw gates and sums all of them at every step).
+A buffer holds the current document only, without gaps: padding is never stored, and a document start rewinds
+it, so position in the document = slot in the buffer. Gate sums are kept cumulative, as hi/lo pairs: a step
+adds one gate and sums nothing again (the official cache keeps raw gates and sums all of them at every step).
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class LayerCache(NamedTuple):
     """What one layer remembers of the current document.
 
     Attributes:
-      k, v: [B, S, K, H], after shift, QK-norm and rotation; slots from the document's length on hold anything.
+      k, v: [B, S, K, H], after shift, QK-norm and rotation; later slots hold anything.
       gates: None without forget gates.
       last_k, last_v: [B, K, H], newest projection before the shift; None without that shift.
     """
@@ -53,7 +53,7 @@ class LayerCache(NamedTuple):
 
 
 class FoxState(NamedTuple):
-    """Memory of a whole model. Every leaf has the batch as its first axis: select or reorder rows by tree.map.
+    """Memory of a whole model. Every leaf has the batch first: select or reorder rows by tree.map.
 
     Attributes:
       length: [B] int32, tokens of the current document seen so far. It keeps counting beyond the buffer.
@@ -74,8 +74,8 @@ def init_state(config: FoxConfig, batch: int, max_length: int, dtype: DTypeLike 
 
     Args:
       batch: B.
-      max_length: S, longest document (prompt and continuation, without padding) a row can hold. A longer one gives
-        NaN for its tokens from S on, and ValueError where positions are known outside of jit.
+      max_length: S, longest document (prompt and continuation, without padding) a row can hold. A longer one
+        gives NaN for its tokens from S on, and ValueError where positions are known outside of jit.
       dtype: of keys, values and shift states; gate sums are float32 (float64 with float64).
 
     Raises:
@@ -151,8 +151,8 @@ def _attend_to_past(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Attention of the chunk to the cached keys alone.
 
-    Decay is measured from the boundary between the two, so neither part of D is ever a large sum of far away gates:
-    D_ij = (lambda_i - lambda_b) + (lambda_b - lambda_j).
+    Decay is measured from the boundary between the two, so neither part of D is ever a large sum of far away
+    gates: D_ij = (lambda_i - lambda_b) + (lambda_b - lambda_j).
     """
     if cache.gates is None:
         row_decay = jnp.zeros_like(chunk.inputs.log_fgate)
@@ -165,7 +165,7 @@ def _attend_to_past(
         own_hi, own_lo = gate_sums(chunk.inputs.log_fgate)
         row_decay = own_hi + own_lo
         col_decay = (gates.total_hi[:, None] - gates.hi) + (gates.total_lo[:, None] - gates.lo)
-        # Unfilled slots hold anything, but the kernel prunes by a tile's last column: keep them above all others.
+        # Unfilled slots hold anything, but the kernel prunes by a tile's last column: keep them on top.
         filled = jnp.arange(cache.k.shape[1]) < length[:, None]
         col_decay = jnp.where(filled[..., None], col_decay, 0)
         first_kept = gates.first_kept
@@ -227,7 +227,7 @@ def _newest(
 def _store_gates(
     gates: GateSums, chunk: Chunk, span: Span, kept: Array, put: Callable[[Array, Array], Array]
 ) -> GateSums:
-    """Continues the running sums, restarting at a document start, and moves each head's first kept slot on."""
+    """Continues the running sums, or restarts them at a document start; moves first kept slots on."""
     continues = True if span.segment_ids is None else (span.segment_ids[:, -1] == 0)[:, None]
     total_hi, total_lo, first_kept = (
         jnp.where(continues, x, 0) for x in (gates.total_hi, gates.total_lo, gates.first_kept)
@@ -237,8 +237,8 @@ def _store_gates(
     stored_hi, stored_lo = put(gates.hi, hi), put(gates.lo, lo)
     total_hi, total_lo = hi[:, -1], lo[:, -1]
     if chunk.threshold is not None:
-        # D falls from token to token and rises from slot to slot: the slots below the threshold are a prefix, and
-        # stay below it. Slots of older documents or of none are not counted.
+        # D falls from token to token and rises from slot to slot: the slots below the threshold are a prefix,
+        # and stay below it. Slots of older documents or of none are not counted.
         decay = (total_hi[:, None] - stored_hi) + (total_lo[:, None] - stored_lo)
         filled = jnp.arange(decay.shape[1]) <= span.positions[:, -1:]
         pruned = (decay < chunk.threshold[:, None]) & filled[..., None]

@@ -32,8 +32,9 @@ def layer_statistics(
 ) -> FoxStats:
     """Statistics of one layer, without the layer axis.
 
-    Tiles are the runtime's, or 128 x 128. Under the "tight" rule, which has no single threshold, the numbers are
-    those of the published one: the fraction is then an upper bound. Document starts are not counted as savings.
+    Tiles are the runtime's, or 128 x 128. Under the "tight" rule, which has no single threshold, the numbers
+    are those of the published one: the fraction is then an upper bound. Document starts are not counted as
+    savings.
 
     Args:
       params: the layer's "attn" group.

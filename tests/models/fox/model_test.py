@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.common.params import flatten_names
 from kernels.forgetting_attention import TileConfig
+from models.common.params import flatten_names
 from models.fox import Fox, FoxConfig, FoxRuntime, apply, init_params, init_state
 from models.fox.model import block
 from models.fox.span import make_span
