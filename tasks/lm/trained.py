@@ -1,7 +1,9 @@
 """Opening a trained model, whoever trained it: the workdir of a run, or an official checkpoint."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from models import fox
 from models.common.shapes import Params
@@ -31,7 +33,7 @@ def run_config(workdir: Path | str) -> LMConfig:
     Raises:
       ConfigError: not the workdir of a run, or of a run of another task.
     """
-    record: Any = load_resolved(workdir)["config"]
+    record = ConfigDict(load_resolved(workdir)["config"])
     return freeze_all(with_defaults(record, SCHEMA))
 
 
