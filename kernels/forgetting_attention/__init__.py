@@ -2,7 +2,7 @@
 
 from kernels.forgetting_attention.api import attend_partial, explain, forgetting_attention, merge_partials
 from kernels.forgetting_attention.arguments import check_values
-from kernels.forgetting_attention.config import TileConfig
+from kernels.forgetting_attention.config import RESIDUAL_NAMES, TileConfig
 from kernels.forgetting_attention.gates import gate_sums
 from kernels.forgetting_attention.pruning import (
     acp_threshold,
@@ -12,6 +12,7 @@ from kernels.forgetting_attention.pruning import (
 )
 
 __all__ = [
+    "RESIDUAL_NAMES",
     "TileConfig",
     "acp_threshold",
     "attend_partial",

@@ -6,6 +6,10 @@ import dataclasses
 
 Tile = tuple[int, int]
 
+# What implementations call out and lse for remat policies (`jax.ad_checkpoint.checkpoint_name`): one that
+# keeps the two spares the backward pass a second forward kernel.
+RESIDUAL_NAMES = ("forgetting_attention_out", "forgetting_attention_lse")
+
 
 @dataclasses.dataclass(frozen=True)
 class TileConfig:
@@ -93,8 +97,21 @@ class Options:
     zero_first_gate: bool = True
 
 
+# Scores `xla_chunked` may hold at a time on an accelerator: 2^26 float32 values are 256 MiB.
+_SCORES_AT_A_TIME = 1 << 26
+
+
 def default_tiles(request: Request) -> TileConfig:
-    """Tile sizes used when the caller gives none."""
+    """Tile sizes used when the caller gives none.
+
+    On a CPU heads run one after the other over tiles that stay in its caches. On an accelerator every step of
+    the loops is a handful of launches, so all heads go together and tiles are large (README.md, "Measured").
+    """
     if request.platform == "cpu":
         return TileConfig()
-    return TileConfig(heads_per_step=request.batch * request.heads)
+    longest, lanes = max(request.queries, request.keys), request.batch * request.heads
+    side = 1024
+    while side > 128 and (side >= 2 * longest or lanes * side * side > _SCORES_AT_A_TIME):
+        side //= 2
+    tile = (side, side)
+    return TileConfig(tile, tile, tile, heads_per_step=lanes)

@@ -25,7 +25,7 @@ from kernels.forgetting_attention._xla_chunked_loops import (
     backward_q_pass,
     forward_pass,
 )
-from kernels.forgetting_attention.config import Options, Request, Tile
+from kernels.forgetting_attention.config import RESIDUAL_NAMES, Options, Request, Tile
 from kernels.forgetting_attention.gates import segment_gate_sums
 from kernels.forgetting_attention.pruning import ScoreNorms, score_norms
 from kernels.forgetting_attention.spans import KeySpans, live_keys, positions, run_starts
@@ -182,9 +182,7 @@ def _attend(operands: Operands, static: Static) -> tuple[Array, Array]:
 
 def _attend_fwd(operands: Operands, static: Static) -> tuple[tuple[Array, Array], Saved]:
     out, lse, _ = _folded(forward, static)(operands)
-    # Names for remat policies: saving these two spares the backward pass a second forward kernel.
-    out = checkpoint_name(out, "forgetting_attention_out")
-    lse = checkpoint_name(lse, "forgetting_attention_lse")
+    out, lse = (checkpoint_name(x, name) for x, name in zip((out, lse), RESIDUAL_NAMES, strict=True))
     return (out, lse), Saved(operands, out, lse)
 
 
