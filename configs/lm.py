@@ -2,7 +2,7 @@
 
 Data only. `configs/fox.py` and `configs/transformer.py` choose the family's defaults and call `lm_config`.
 
-Every value of the paper's runs (fox.md 5, the released configurations) stands in this file: AdamW (0.9,
+Every value of the paper's runs (section 4 and the released configurations) stands in this file: AdamW (0.9,
 0.95), decay 0.1, clipping at 1, warm-up over 2^28 tokens, cosine to 0, 524,288 tokens a step, bf16 matmuls
 over float32 weights. Budgets are named as the paper names them; 2.7b is 5,120 steps, 48b is 92,160.
 """

@@ -236,7 +236,7 @@ def _pruned_softmax_bwd(
     d_out, d_lse = cotangents
     alive = jnp.isfinite(lse)
     norm = jnp.where(alive, lse, 0)[..., None]
-    # delta folds the gradient of lse in: dS = P (dP - rowsum(O dO) + dlse), fox.md 1.2.
+    # delta folds the gradient of lse in: dS = P (dP - rowsum(O dO) + dlse).
     delta = (jnp.sum(d_out * out, axis=-1) - jnp.where(alive, d_lse, 0))[..., None]
     d_weights = jnp.einsum("bnth,bnsh->bnts", d_out, v)
 

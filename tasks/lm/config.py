@@ -155,7 +155,7 @@ def freeze_all(config: Any) -> LMConfig:
         together.
     """
     values = to_json(config, keep_tuples=True)
-    sections = {
+    sections: dict[str, Any] = {
         name: freeze(values[name], cls, name) if dataclasses.is_dataclass(cls) else values[name]
         for name, cls in SCHEMA.items()
         if name in values

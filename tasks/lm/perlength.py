@@ -1,6 +1,6 @@
 """Loss by position and perplexity by length: the arithmetic of the paper's long-context evaluation.
 
-L(i) is the mean over documents of the loss of token i, given i tokens before it (FoX section 4.2; fox.md 6).
+L(i) is the mean over documents of the loss of token i, given i tokens before it (FoX section 4.2).
 Perplexity over length l is P(l) = exp(mean of L(i) for i < l). Pure NumPy, float64.
 """
 
