@@ -30,11 +30,13 @@ $(STAMP): requirements.lock pyproject.toml .ci/bootstrap.py
 train: $(STAMP)
 	$(RUN) tasks.lm.train --config=configs/fox.py$(MORE)
 
+# Two at a time: most of a test is one-threaded tracing and compiling.
 test: $(STAMP)
-	$(RUN) pytest$(MORE)
+	$(RUN) pytest -n 2 --dist worksteal$(MORE)
 
+# One at a time: these measure speeds, race against kill -9, or use both cores themselves.
 test-all: test
-	$(RUN) pytest -m "slow" --slow$(MORE)
+	$(RUN) pytest -m "slow or timing" --slow$(MORE)
 
 lint: $(STAMP)
 	$(RUN) ruff check .

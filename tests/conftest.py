@@ -1,7 +1,7 @@
 """What every test may rely on: the platform, runtime type checks, golden files, child processes, skip rules.
 
 Options (all optional):
-  --slow             also run tests marked `slow` (long sweeps, faults, training claims), else deselected
+  --slow             also run tests marked `slow` (long sweeps, faults, training claims) or `timing`
   --device=gpu|tpu   run there and select its marked tests; the default is the CPU, whatever is plugged in
   --golden-dir=DIR   read golden files from DIR (any folder of the same schema) instead of tests/golden
 
@@ -43,7 +43,7 @@ hypothesis.settings.load_profile("foxtrot")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("foxtrot")
-    group.addoption("--slow", action="store_true", help="also run tests marked slow")
+    group.addoption("--slow", action="store_true", help="also run tests marked slow or timing")
     group.addoption(
         "--device", choices=sorted(JAX_PLATFORMS), default="cpu", help="where tests run (default: cpu)"
     )
@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     device = config.getoption("--device")
     refused = [marker for marker in DEVICE_MARKERS if marker != device]
     if not config.getoption("--slow"):
-        refused.append("slow")
+        refused += ["slow", "timing"]
     kept, unwanted = [], []
     for item in items:
         (unwanted if any(item.get_closest_marker(name) for name in refused) else kept).append(item)

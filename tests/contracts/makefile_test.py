@@ -82,7 +82,7 @@ def test_no_test_is_left_out_of_make_test_all(house):
 
 
 def _selects(line: str, *, slow: bool, timing: bool) -> bool:
-    if slow and "--slow" not in line.split():
+    if (slow or timing) and "--slow" not in line.split():
         return False  # tests/conftest.py deselects it
     _, _, expression = line.partition('-m "')
     expression = expression.partition('"')[0] or "True"

@@ -23,6 +23,11 @@ def test_slow():
     pass
 
 
+@pytest.mark.timing
+def test_timing():
+    pass
+
+
 @pytest.mark.gpu
 def test_gpu():
     raise AssertionError("selected without a GPU")
@@ -79,14 +84,14 @@ def test_slow_and_device_tests_are_deselected(suite, tmp_path):
     folder = golden_folder(tmp_path / "g", "op_a.npz", "op_b.npz", "acp_c.npz")
     done = suite(SUITE, f"--golden-dir={folder}")
     assert done.returncode == 0, done.stdout
-    assert "3 passed, 2 deselected" in done.stdout
+    assert "3 passed, 3 deselected" in done.stdout
 
 
 def test_slow_tests_run_when_asked_for(suite, tmp_path):
     folder = golden_folder(tmp_path / "g" / "fox", "op_a.npz").parent  # one folder per room works too
     done = suite(SUITE, "--slow", f"--golden-dir={folder}")
     assert done.returncode == 0, done.stdout
-    assert "3 passed, 1 deselected" in done.stdout
+    assert "4 passed, 1 deselected" in done.stdout
 
 
 def test_missing_golden_folder_is_named(suite, tmp_path):
