@@ -210,8 +210,8 @@ class FoxRuntime:
       compute_dtype: dtype of matmuls and attention inputs. Parameters, residual stream, norms' statistics and
         gates stay in float32.
       remat: what the backward pass recomputes. "none" nothing; "full" everything but each layer's input;
-        "dots" everything but matmul results; "attention" everything but the attention kernel's output and
-        normaliser.
+        "dots" everything but the results of matmuls and of the attention kernel; "attention" everything but
+        the latter.
       scan_layers: run the layers as one `lax.scan` (compile time independent of depth). Loss and gradients
         are bitwise those of the unrolled form on CPU, so a run may switch it on resume.
       attention_implementation: passed to the kernel: None chooses, a name insists, a tuple is an ordered

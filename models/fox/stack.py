@@ -4,16 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
+from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.params import layer_keys, stack_layers
 from models.common.shapes import Activations, Params
 from models.fox.config import FoxRuntime, Remat
 
 Layer = Callable[[Params, Activations], Activations]
-
-# Names that kernels give to what their backward pass needs (`jax.ad_checkpoint.checkpoint_name`).
-ATTENTION_RESIDUALS = ("forgetting_attention_out", "forgetting_attention_lse")
 
 
 def run_layers(layer: Layer, layers: dict[str, Params], x: Activations, runtime: FoxRuntime) -> Activations:
@@ -37,38 +36,46 @@ def run_layers(layer: Layer, layers: dict[str, Params], x: Activations, runtime:
 def rematerialized(layer: Layer, remat: Remat) -> Layer:
     """`layer` whose backward pass recomputes what the policy does not save (see `FoxRuntime.remat`)."""
     policies = jax.checkpoint_policies
+    keep_attention = policies.save_only_these_names(*RESIDUAL_NAMES)
     match remat:
         case "none":
             return layer
         case "full":
             return jax.checkpoint(layer)
         case "dots":
-            return jax.checkpoint(layer, policy=policies.dots_saveable)
+            saved = policies.save_from_both_policies(policies.dots_saveable, keep_attention)
+            return jax.checkpoint(layer, policy=saved)
         case "attention":
-            return jax.checkpoint(layer, policy=policies.save_only_these_names(*ATTENTION_RESIDUALS))
+            return jax.checkpoint(layer, policy=keep_attention)
 
 
 def isolated(layer: Layer) -> Layer:
     """`layer` as a unit of compilation: nothing is fused across its borders, forward, residuals and backward.
 
-    XLA contracts multiply-adds depending on what it fuses. In a scan the loop body is compiled by itself and
-    what the backward pass needs goes through memory; unrolled, XLA would fuse across layers and between
-    forward and backward, and round differently. Barriers on inputs, outputs, residuals and cotangents make
-    both the same.
+    XLA contracts multiply-adds and orders sums depending on what it fuses and how arrays lie in memory. In a
+    scan the loop body is compiled by itself and what the backward pass needs goes through buffers; unrolled,
+    XLA would fuse across layers and between forward and backward, and carry one operation's memory order over
+    to the next.
+    Barriers and plain row-major order on inputs, outputs, residuals and cotangents make both the same.
     """
-    barrier = jax.lax.optimization_barrier
 
     @jax.custom_vjp
     def call(params: Params, x: Array) -> Array:
-        return barrier(layer(*barrier((params, x))))
+        return _border(layer(*_border((params, x))))
 
     def forward(params: Params, x: Array) -> tuple[Array, Any]:
-        out, pullback = jax.vjp(layer, *barrier((params, x)))
-        return barrier((out, pullback))
+        out, pullback = jax.vjp(layer, *_border((params, x)))
+        return _border((out, pullback))
 
     def backward(pullback: Any, cotangent: Array) -> tuple[Params, Array]:
-        pullback, cotangent = barrier((pullback, cotangent))
-        return barrier(pullback(cotangent))
+        pullback, cotangent = _border((pullback, cotangent))
+        return _border(pullback(cotangent))
 
     call.defvjp(forward, backward)
     return call
+
+
+def _border[T](tree: T) -> T:
+    """The same values, where no fusion and no choice of memory order passes."""
+    tree = jax.lax.optimization_barrier(tree)
+    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), tree)
