@@ -92,7 +92,11 @@ def apply(
         return _statistics(config, runtime, params["layers"], x, span), None
     if state is None:
         x = run_layers(
-            lambda layer, h: block(config, runtime, layer, h, span)[0], params["layers"], x, runtime
+            lambda layer, h, span: block(config, runtime, layer, h, span)[0],
+            params["layers"],
+            x,
+            span,
+            runtime,
         )
     else:
         x, state = _continue_layers(config, runtime, params["layers"], x, span, state)

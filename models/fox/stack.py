@@ -11,12 +11,15 @@ from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.params import layer_keys, stack_layers
 from models.common.shapes import Activations, Params
 from models.fox.config import FoxRuntime, Remat
+from models.fox.span import Span
 
-Layer = Callable[[Params, Activations], Activations]
+Layer = Callable[[Params, Activations, Span], Activations]
 
 
-def run_layers(layer: Layer, layers: dict[str, Params], x: Activations, runtime: FoxRuntime) -> Activations:
-    """Applies `layer(params, x)` for every entry of `layers`, in order.
+def run_layers(
+    layer: Layer, layers: dict[str, Params], x: Activations, span: Span, runtime: FoxRuntime
+) -> Activations:
+    """Applies `layer(params, x, span)` for every entry of `layers`, in order.
 
     Scanned and unrolled runs compile to the same arithmetic (see `isolated`), so that a run may switch
     `scan_layers` and reproduce its losses bit for bit.
@@ -24,11 +27,11 @@ def run_layers(layer: Layer, layers: dict[str, Params], x: Activations, runtime:
     step = isolated(rematerialized(layer, runtime.remat))
     if not runtime.scan_layers:
         for key in layer_keys(layers):
-            x = step(layers[key], x)
+            x = step(layers[key], x, span)
         return x
 
     def body(carry: Array, params: Params) -> tuple[Array, None]:
-        return step(params, carry), None
+        return step(params, carry, span), None
 
     return jax.lax.scan(body, x, stack_layers(layers))[0]
 
@@ -60,16 +63,17 @@ def isolated(layer: Layer) -> Layer:
     """
 
     @jax.custom_vjp
-    def call(params: Params, x: Array) -> Array:
-        return _border(layer(*_border((params, x))))
+    def call(params: Params, x: Array, span: Span) -> Array:
+        return _border(layer(*_border((params, x, span))))
 
-    def forward(params: Params, x: Array) -> tuple[Array, Any]:
-        out, pullback = jax.vjp(layer, *_border((params, x)))
+    def forward(params: Params, x: Array, span: Span) -> tuple[Array, Any]:
+        params, x, span = _border((params, x, span))
+        out, pullback = jax.vjp(lambda params, x: layer(params, x, span), params, x)
         return _border((out, pullback))
 
-    def backward(pullback: Any, cotangent: Array) -> tuple[Params, Array]:
+    def backward(pullback: Any, cotangent: Array) -> tuple[Params, Array, None]:
         pullback, cotangent = _border((pullback, cotangent))
-        return _border(pullback(cotangent))
+        return *_border(pullback(cotangent)), None
 
     call.defvjp(forward, backward)
     return call

@@ -56,26 +56,44 @@ def test_gradient_reaches_every_parameter_and_a_step_learns(case):
     assert after < before
 
 
-def check_bitwise(case, variants, subtests):
-    """A resumed run may switch any of them: loss and gradients must be the same, bit for bit."""
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.close])
+def test_ways_to_run_agree(name, subtests):
+    case = CASES[name]
     x = case.inputs(2, 12)
-    expected_loss, expected = jax.jit(jax.value_and_grad(case.loss))(case.params, x)
-    for name, run in variants.items():
-        with subtests.test(name):
-            step = jax.jit(jax.value_and_grad(functools.partial(case.loss, run=run)))
-            loss, grads = step(case.params, x)
-            np.testing.assert_array_equal(loss, expected_loss)
+    step = jax.value_and_grad(case.loss)
+    expected_loss, expected = jax.jit(step, compiler_options=QUICK_COMPILE)(case.params, x)
+    for title, run in case.close.items():
+        with subtests.test(title):
+            step = jax.value_and_grad(functools.partial(case.loss, run=run))
+            loss, grads = jax.jit(step, compiler_options=QUICK_COMPILE)(case.params, x)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
             flat = flatten_names(grads)
             for key, grad in flatten_names(expected).items():
+                np.testing.assert_allclose(flat[key], grad, atol=1e-6, err_msg=key)
+
+
+def check_bitwise(case, pairs, subtests):
+    """A resumed run may switch from one to the other: loss and gradients must be the same, bit for bit.
+
+    64 tokens: differences in fusion and memory order do not show in shorter sums.
+    """
+    x = case.inputs(2, 64)
+    for name, pair in pairs.items():
+        with subtests.test(name):
+            steps = [jax.jit(jax.value_and_grad(functools.partial(case.loss, run=run))) for run in pair]
+            (loss, grads), (other_loss, other_grads) = (step(case.params, x) for step in steps)
+            np.testing.assert_array_equal(other_loss, loss)
+            flat = flatten_names(other_grads)
+            for key, grad in flatten_names(grads).items():
                 np.testing.assert_array_equal(flat[key], grad, err_msg=key)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.variants])
-def test_runtime_switches_change_no_bit(name, subtests):
-    check_bitwise(CASES[name], CASES[name].variants, subtests)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.exact])
+def test_switches_change_no_bit(name, subtests):
+    check_bitwise(CASES[name], CASES[name].exact, subtests)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.slow_variants])
-def test_all_combinations_of_switches_change_no_bit(name, subtests):
-    check_bitwise(CASES[name], CASES[name].slow_variants, subtests)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.slow_exact])
+def test_combined_switches_change_no_bit(name, subtests):
+    check_bitwise(CASES[name], CASES[name].slow_exact, subtests)

@@ -167,12 +167,14 @@ def test_rematerialization_saves_memory():
     params = random_params(LLAMA)["layers"]["0"]
     span = make_span(tokens(2, 64), None, None, None)
 
-    def layer(params, x):
+    def layer(params, x, span):
         return block(LLAMA, FoxRuntime(), params, x, span)[0]
 
     def kept(policy: str) -> int:
         wrapped = rematerialized(layer, policy)
-        _, pullback = jax.eval_shape(lambda p, x: jax.vjp(wrapped, p, x), params, jnp.zeros((2, 64, 32)))
+        _, pullback = jax.eval_shape(
+            lambda p, x: jax.vjp(lambda p, x: wrapped(p, x, span), p, x), params, jnp.zeros((2, 64, 32))
+        )
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
     inputs = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4 + 2 * 64 * 32 * 4
