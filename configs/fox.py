@@ -1,7 +1,7 @@
 """FoX, the Forgetting Transformer (arXiv 2503.02130), with Adaptive Computation Pruning (arXiv 2504.06949).
 
     python -m tasks.lm.train --config=configs/fox.py
-        FoX (Pro), 3.5 M parameters, on the running Python's own standard library: 400 steps of 2,048 tokens
+        FoX (Pro), 3.5 M parameters, on the running Python's own standard library: 300 steps of 2,048 tokens
         in minutes on two CPU cores.
 
     python -m tasks.lm.train --config=configs/fox.py:arch=fox_pro,size=760m,tokens=48b,path=data/longcrawl64

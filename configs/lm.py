@@ -162,7 +162,7 @@ def _adamw(peak_lr: float, warmup: int, total: int) -> dict[str, Any]:
 def _laptop_recipe(args: ConfigDict) -> dict[str, Any]:
     """Minutes on two CPU cores: falling loss, samples and plots, on text every Python carries."""
     length, batch = args.ctx or 256, args.batch or 8
-    total = _tokens(args.tokens, {}) or 400 * batch * length
+    total = _tokens(args.tokens, {}) or 300 * batch * length
     steps = max(1, total // (batch * length))
     return {
         "optim": _adamw(3e-3, warmup=total // 20, total=total),
