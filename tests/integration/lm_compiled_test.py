@@ -18,9 +18,9 @@ from tasks.lm.config import SCHEMA, LMConfig, freeze_all
 from tasks.lm.losses import lm_loss_fn
 
 LENGTH, MICRO_BATCH = 16384, 2
-# Peak temporary memory of the step as XLA for CPU plans it, bytes. FoX (LLaMA) had 12.8 GiB when this was
-# written; three of the batch's float32 logit arrays would already be 18.4 GiB.
-PEAK_TEMPORARY = 15 * 2**30
+# Peak temporary memory of the step as XLA for CPU plans it, bytes. FoX (LLaMA) had 10.1 GiB when this was
+# written; two of the batch's float32 logit arrays would already be 12.3 GiB.
+PEAK_TEMPORARY = 12 * 2**30
 
 
 def _config(arch: str) -> LMConfig:
