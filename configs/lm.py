@@ -105,7 +105,7 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
     }
     runtime = {
         "compute_dtype": "float32" if laptop else "bfloat16",
-        # The released runs recompute everything at 760M and nothing below; "dots" recomputes only what is cheap.
+        # The released runs recompute everything at 760M and nothing below; "dots" redoes what is cheap.
         "remat": "none" if laptop else ("full" if args.size == "760m" else "dots"),
         "scan_layers": not laptop,
         "log_pruning_tolerance": -10.0 if args.acp and args.arch.startswith("fox") else None,
