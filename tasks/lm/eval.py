@@ -11,6 +11,7 @@ Options: `--help`, or README.md beside this file.
 import argparse
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,13 +31,12 @@ from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.common.resolved import atomic_write
 from tasks.lm import perlength
 from tasks.lm.config import SCHEMA
-from tasks.lm.data import DataConfig, Documents, LMData, PackedExamples, build
-from tasks.lm.data.ngram import NgramModels, byte_documents
+from tasks.lm.data import DataConfig, Documents, LMData, build
 from tasks.lm.eval_report import Report, print_reports
-from tasks.lm.evaluators import DocumentStarts, Scorer, score_examples, score_positions
+from tasks.lm.evaluators import DocumentStarts, Scorer, score_positions
 from tasks.lm.forgetting import Forgetting, measure_forgetting, write_forgetting
+from tasks.lm.held_out import first_documents, ngram_nats_per_byte, score_documents
 from tasks.lm.plots import plot_positions
-from tasks.lm.reports import first_documents
 from tasks.lm.subject import Subject, add_subject_options, read_subject
 
 _NGRAM_BYTES = 64 * 2**20
@@ -247,14 +247,8 @@ class Evaluation:
         if not self.options.max_tokens:
             return None
         documents = first_documents(self.documents, self.options.max_tokens)
-        packed = PackedExamples(
-            documents,
-            self.train_length or self.length,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-        )
-        totals = score_examples(scorer, params, packed, tokenizer.token_bytes, progress=self._track)
+        seq_len = self.train_length or self.length
+        totals = score_documents(scorer, params, documents, seq_len, tokenizer, self._track)
         found: dict[str, Any] = {
             "documents": len(documents),
             "tokens": totals.tokens,
@@ -264,9 +258,8 @@ class Evaluation:
         }
         embedded = self.options.data in (None, "stdlib") and self.subject.data.source == "stdlib"
         if embedded and self.options.split == "held_out" and not self.options.no_ngrams:
-            text = list(byte_documents(self.data.train_documents, tokenizer, _NGRAM_BYTES))
-            scores = NgramModels(text).score(list(byte_documents(documents, tokenizer)))
-            found["ngram_bits_per_byte"] = {order: score.bits_per_byte for order, score in scores.items()}
+            nats = ngram_nats_per_byte(self.data.train_documents, documents, tokenizer, _NGRAM_BYTES)
+            found["ngram_bits_per_byte"] = {order: value / math.log(2) for order, value in nats.items()}
         return found
 
     def _forgetting(self, name: str, scorer: Scorer, params: Any) -> dict[str, Any] | None:

@@ -20,19 +20,17 @@ from tasks.common.job import Hook
 from tasks.common.resolved import atomic_write
 from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
-from tasks.lm.data import Documents, LMData, PackedExamples
-from tasks.lm.data.documents import Subset
-from tasks.lm.data.ngram import NgramModels, byte_documents
+from tasks.lm.data import LMData
 from tasks.lm.evaluators import (
     DocumentStarts,
     PositionReport,
     Scorer,
     Totals,
     positions_hook,
-    score_examples,
     validation_hook,
 )
 from tasks.lm.generate import generate
+from tasks.lm.held_out import first_documents, ngram_nats_per_byte, score_documents
 from tasks.lm.plots import plot_training
 from tasks.lm.sampling import Sampling
 
@@ -99,35 +97,17 @@ def _held_out_hook(cfg: LMConfig, data: LMData, scorer: Scorer, workdir: Path) -
     documents = first_documents(data.held_out_documents, cfg.eval.final_tokens)
 
     def run(params: Any, step: int) -> dict[str, float]:
-        packed = PackedExamples(
-            documents,
-            cfg.train.seq_len,
-            bos_id=data.tokenizer.bos_id,
-            eos_id=data.tokenizer.eos_id,
-            pad_id=data.tokenizer.pad_id,
-        )
-        totals = score_examples(scorer, params, packed, data.tokenizer.token_bytes)
-        baselines = _ngram_figures(cfg, data, documents)
+        totals = score_documents(scorer, params, documents, cfg.train.seq_len, data.tokenizer)
+        baselines = {}
+        if cfg.eval.ngram_bytes and data.tokenizer.can_decode:
+            baselines = ngram_nats_per_byte(
+                data.train_documents, documents, data.tokenizer, cfg.eval.ngram_bytes
+            )
         if jax.process_index() == 0:
             _write_held_out(workdir, step, totals, baselines, len(documents))
         return totals.metrics() | {f"{name}_nats_per_byte": value for name, value in baselines.items()}
 
     return Hook("held_out", run, 0)
-
-
-def first_documents(documents: Documents, tokens: int) -> Subset:
-    """The first documents that together have at most `tokens` tokens; at least one."""
-    count = int(np.searchsorted(np.cumsum(documents.lengths), tokens, side="right"))
-    return Subset(documents, np.arange(max(1, count)))
-
-
-def _ngram_figures(cfg: LMConfig, data: LMData, documents: Documents) -> dict[str, float]:
-    """Nats per byte by order; empty if switched off."""
-    if not cfg.eval.ngram_bytes:
-        return {}
-    models = NgramModels(list(byte_documents(data.train_documents, data.tokenizer, cfg.eval.ngram_bytes)))
-    scores = models.score(list(byte_documents(documents, data.tokenizer)))
-    return {order: score.nats_per_byte for order, score in scores.items()}
 
 
 def _write_held_out(
