@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.forgetting_attention import TileConfig, forgetting_attention
+from kernels.forgetting_attention import TileConfig, benchmark, forgetting_attention
 from kernels.forgetting_attention.workloads import gates
 
 TILES = TileConfig((16, 16), (16, 16), (16, 16))
@@ -147,34 +147,12 @@ def test_inside_shard_map_with_varying_axes(run_python, mode: str) -> None:
     assert "equal on 8 devices" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_pruning_pays_on_the_cpu() -> None:
     """At T = 8192: fast gates at least 4 times faster than without pruning, gates of mixed speed at most
     0.75 times.
     """
-    from kernels.common.bench import time_together
-
-    length, heads, head_dim = 8192, 8, 64
-    rng = np.random.default_rng(0)
-
-    def normalised() -> jax.Array:
-        x = rng.standard_normal((1, length, heads, head_dim))
-        return jnp.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True)), jnp.float32)
-
-    q, k, v, cotangent = (normalised() for _ in range(4))
-    limit = -(2 * np.sqrt(head_dim) + np.log(length)) - 10
-
-    def both(threshold: float | None):
-        def run(log_fgate: jax.Array) -> tuple:
-            call = lambda *a: forgetting_attention(*a, adaptive_threshold=threshold)  # noqa: E731
-            out, pullback = jax.vjp(call, q, k, v, log_fgate)
-            return out, pullback(cotangent)
-
-        return run
-
-    for kind, allowed in (("fast", 1 / 4), ("mix", 0.75)):
-        log_fgate = jnp.asarray(gates(kind, rng, (1, length, heads)), jnp.float32)
-        timed = time_together({"exact": both(None), "pruned": both(limit)}, log_fgate, calls=3)
-        ratio = timed["pruned"].best_s / timed["exact"].best_s
-        print(f"{kind}: exact {timed['exact']}, pruned {timed['pruned']}, ratio {ratio:.3f}")
-        assert ratio <= allowed, f"{kind}: pruned takes {ratio:.2f} of the exact time"
+    found = benchmark.rows(calls=3)
+    print(found)
+    for row, allowed in zip(found, (1 / 4, 0.75), strict=True):
+        assert row["ratio"] <= allowed, row
