@@ -14,7 +14,7 @@ from tasks.common.errors import ConfigError
 def test_rows_are_written_with_their_circumstances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = benchmark.rows(length=256, heads=2, head_dim=16, calls=1)
+    small = benchmark.rows(length=1024, heads=2, head_dim=16, calls=1)
     monkeypatch.setattr(benchmark, "rows", lambda calls: small)
     bench.main(["kernels.forgetting_attention", f"--output={tmp_path / 'x.json'}"])
     rows = read_rows(tmp_path / "x.json")
