@@ -23,7 +23,7 @@ def test_rows_are_written_with_their_circumstances(
         assert row["ratio"] == pytest.approx(row["ms"] / row["baseline_ms"], rel=0.2)
         assert 0 < row["visited"] <= 1
         assert {"device", "jax", "commit", "date", "command", "seed"} <= row.keys()
-    assert rows[0]["visited"] < rows[1]["visited"]
+    assert all(row["visited"] < 0.9 for row in rows)
     assert "fast" in table(rows)
     assert "fast" in capsys.readouterr().out
     assert json.loads((tmp_path / "x.json").read_text()) == rows
