@@ -15,6 +15,7 @@ from tasks.lm.data import DataConfig, PackedExamples, WindowExamples, build
 from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments
 from tasks.lm.data.readers import DataFileError, TfdsReader
 from tasks.lm.data.stdlib import stdlib_texts
+from tests.tasks.lm.text_files import make_tfds, write_zarr2
 
 DOCUMENTS, LENGTH, BATCH, T = 11, 64, 4, 16
 GPT2_BOS = 50256
