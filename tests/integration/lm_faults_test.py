@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.common.writer import FILE_NAME, read_records
+from tasks.common.writer import FILE_NAME
 from tests.conftest import ROOT
-from tests.integration.lm_runs import TINY, losses, write_texts
+from tests.integration.lm_runs import TINY, write_texts
 
 RUN = ("-m", "tasks.lm.train", *TINY, "--config.model.num_layers=2", "--config.checkpoint.every=3")
 
@@ -96,18 +96,3 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     ]
     assert len(lines[0]) == steps
     assert lines[1] == lines[0]
-
-
-def test_killed_once_and_resumed(tmp_path: Path) -> None:
-    """The short form: one kill, resumed with scanned layers and a worker process."""
-    steps = 60
-    texts, environment = write_texts(tmp_path / "texts"), _environment(tmp_path / "cache")
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    _finish(_command(texts, undisturbed, steps), environment)
-    assert _kill_after(_command(texts, killed, steps), environment, killed, 5, 0.05)
-    options = ("--config.runtime.scan_layers=true", "--config.train.num_workers=1")
-    subprocess.run(
-        _command(texts, killed, steps, *options), cwd=ROOT, env=environment, check=True, capture_output=True
-    )
-
-    assert losses(read_records(killed)) == losses(read_records(undisturbed))

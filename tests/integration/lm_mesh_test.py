@@ -23,6 +23,7 @@ def _train(
     return losses(read_records(workdir))
 
 
+@pytest.mark.slow  # compiles the step on four meshes
 def test_eight_devices_equal_one_and_runs_move_between_meshes(run_python: RunPython, tmp_path: Path) -> None:
     """data=2 x fsdp=4 against one device over 5 steps; then resumed on 4, 2 and 1 devices, a step each."""
     texts = write_texts(tmp_path / "texts")

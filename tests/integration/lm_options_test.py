@@ -83,10 +83,9 @@ def test_micro_batches_equal_the_whole_batch(texts: Path, tmp_path: Path) -> Non
     assert parts == pytest.approx(whole, abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["scan_layers", "log_every"])
-def test_ways_of_running_do_not_change_a_bit(name: str, texts: Path, tmp_path: Path) -> None:
+def test_scanning_layers_changes_not_a_bit(texts: Path, tmp_path: Path) -> None:
     """What a resumed run may switch leaves the loss log as it is, to the last bit."""
     layers = "--config.model.num_layers=2"
     plain = _train("fox_pro", texts, tmp_path / "plain", layers)
-    option = {"scan_layers": "--config.runtime.scan_layers=true", "log_every": "--config.log.every=3"}[name]
-    assert _train("fox_pro", texts, tmp_path / "other", layers, option) == plain
+    scanned = _train("fox_pro", texts, tmp_path / "scanned", layers, "--config.runtime.scan_layers=true")
+    assert scanned == plain

@@ -202,10 +202,9 @@ _job: Job | None = (
 )
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: Job, parent: int) -> None:
     global _job
     _job = job
-    parent = os.getppid()
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:
@@ -228,7 +227,7 @@ def _run(
             yield number, make_shard(job, number, parts)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (job,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (job, os.getpid())) as pool:
         futures = [pool.submit(_work, number, parts) for number, parts in todo]
         try:
             for future in as_completed(futures):

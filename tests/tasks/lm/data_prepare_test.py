@@ -418,4 +418,4 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.kill()
     # The workers hold the other end of the pipe: it closes when the last of them is gone.
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
