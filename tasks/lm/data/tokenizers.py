@@ -8,6 +8,7 @@ import binascii
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -333,8 +334,11 @@ class JsonEscaped(Tokenizer):
         try:
             return json.loads(f'"{escaped}"')
         except json.JSONDecodeError:
-            # A slice of a document may begin or end inside an escape.
-            return escaped.encode("latin-1", "backslashreplace").decode("unicode_escape", "replace")
+            # A slice of a document may begin or end inside an escape, and a model can write one that is none:
+            # it stays as it is, which Python does with a warning meant for source code.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return escaped.encode("latin-1", "backslashreplace").decode("unicode_escape", "replace")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,14 @@ def test_json_escaped_round_trip(text: str) -> None:
     ids = tokenizer.encode(text)
     assert bytes(ids.astype(np.uint8)) == json.dumps(text)[1:-1].encode()
     assert tokenizer.decode(ids) == text
+
+
+def test_escapes_that_are_none_decode_without_a_warning() -> None:
+    """A model may write a backslash before anything."""
+    tokenizer = JsonEscaped(BytesTokenizer())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tokenizer.decode(BytesTokenizer().encode("a\\qb")) == "a\\qb"
 
 
 def test_json_escaped_slices_still_decode() -> None:
