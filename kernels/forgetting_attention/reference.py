@@ -65,6 +65,11 @@ def attention(
     silent = new_run if options.zero_first_gate else new_run & (columns > 0)
     gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
     decay = jnp.cumsum(gates, axis=1)
+    # Only differences inside a run count, so nothing before a run may get a gradient from it. Passes that
+    # prune different tiles would leave some: take the sum before the run out of the gradient, not the value.
+    run_start = jax.lax.cummax(jnp.where(new_run, columns, 0), axis=1)
+    before = jnp.take_along_axis(decay - gates, run_start[:, :, None], axis=1)
+    decay = decay - (before - jax.lax.stop_gradient(before))
     row_decay = jnp.take_along_axis(decay, row_at_clipped[:, :, None], axis=1)
     return _attend(
         q, k, v, row_decay, -decay, visible, threshold=threshold, self_column=row_at_clipped, options=options
