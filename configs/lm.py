@@ -47,6 +47,8 @@ PEAK_LR: dict[tuple[str, str], dict[str, float]] = {
     ("transformer_pro", "360m"): {"7.5b": 2e-3},
     ("transformer_pro", "760m"): {"16b": 1e-3, "48b": 1e-3},
 }
+# Rows of the embedding table by tokenizer, where it is not GPT-2's.
+VOCABULARIES = {"bpe": 4096, "bytes": 259}
 ARCHS = ("fox_llama", "fox_pro", "transformer_llama", "transformer_pro")
 
 PAPER_VARIANTS: dict[str, tuple[str, ...]] = {
@@ -72,7 +74,8 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
       data, path: source of text and where it lies, see `tasks/lm/data`. "": embedded text for laptop sizes,
         longcrawl64 for the paper's.
       tokenizer, tokenizer_path: "" chooses the source's default.
-      vocab: rows of the embedding table. 0: 4096 with the BPE trained on the embedded text, 50257 otherwise.
+      vocab: rows of the embedding table. 0: 4096 with the BPE trained on the embedded text, 259 with bytes,
+        50257 otherwise.
       acp: prune attention with tolerance e^-10 (FoX only; changes a row's weights by less than 4.6e-5).
       seed: of initialisation and data order.
     """
@@ -112,7 +115,7 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
     }
     sections = {
         "seed": args.seed,
-        "model": _model(args.arch, args.size, args.vocab or (4096 if data["tokenizer"] == "bpe" else 50257)),
+        "model": _model(args.arch, args.size, args.vocab or VOCABULARIES.get(data["tokenizer"], 50257)),
         "runtime": runtime,
         "data": data,
         **(_laptop_recipe(args) if laptop else _paper_recipe(args)),
