@@ -97,7 +97,7 @@ class Job:
     evaluators: hooks whose metrics are logged.
     callbacks: hooks whose results are not.
     decay_mask, trainable_mask: trees of bool over the parameters; None: all True.
-    initial_params: start from a copy of these (fine-tuning); not used on resume.
+    initial_params: gives parameters to start from a copy of (fine-tuning); not called on resume.
     config: the resolved config as plain JSON values: saved in the workdir before step 0 and in every
       checkpoint, and compared on resume; None: neither.
     free_keys: dotted keys of it that may change on resume.
@@ -123,7 +123,7 @@ class Job:
     callbacks: Sequence[Hook] = ()
     decay_mask: Any = None
     trainable_mask: Any = None
-    initial_params: Any = None
+    initial_params: Callable[[], Any] | None = None
     config: Mapping[str, Any] | None = None
     free_keys: Sequence[str] = FREE_KEYS
     num_workers: int = 0

@@ -74,9 +74,8 @@ def fit(job: Job) -> TrainState:
             progress.say(f"resuming at step {first} of {job.train.steps} in {workdir}")
         else:
             first = 0
-            state = fresh_state(
-                abstract, job.init_params, optimizer, job.seed, job.trainable_mask, job.initial_params
-            )
+            given = None if job.initial_params is None else job.initial_params()
+            state = fresh_state(abstract, job.init_params, optimizer, job.seed, job.trainable_mask, given)
         if job.config is not None:
             save_resolved(workdir, job.config)
         writer, guard = _open_logs(stack, job, workdir, first)

@@ -85,7 +85,7 @@ def train(config: Any, workdir: Path) -> TrainState:
         callbacks=make_callbacks(cfg, data, workdir),
         decay_mask=fox.decay_mask(shapes),
         trainable_mask=fox.trainable_mask(shapes),
-        initial_params=initial_params(cfg),
+        initial_params=(lambda: initial_params(cfg)) if cfg.train.init_from else None,
         config=to_json(config),
         free_keys=LM_FREE_KEYS,
         num_workers=training.num_workers,
@@ -118,13 +118,11 @@ def open_data(cfg: LMConfig) -> LMData:
 
 
 def initial_params(cfg: LMConfig) -> Any:
-    """Parameters to start from, `train.init_from`; None for random ones.
+    """The parameters of `train.init_from`.
 
     Raises:
       ConfigError: they cannot be read, or are another model's (the differences are listed).
     """
-    if not cfg.train.init_from:
-        return None
     given = open_model(cfg.train.init_from)
     differences = diff_configs(to_json(given.config), to_json(cfg.model), free=("initializer_range",))
     if differences:

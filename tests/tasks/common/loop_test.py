@@ -164,20 +164,20 @@ def test_fine_tuning_starts_at_the_given_parameters(
 ) -> None:
     given = load_params(undisturbed[0])
     config = tiny.tiny_config(**{"train.steps": 1})
-    state = fit(Job(**tiny.arguments(tmp_path / "a", config, initial_params=given)))
+    state = fit(Job(**tiny.arguments(tmp_path / "a", config, initial_params=lambda: given)))
     assert same_arrays(state.params, given)  # the first step of a warm-up has rate 0
     del given["head"]
     with pytest.raises(ConfigError, match="head/kernel is missing"):
-        fit(Job(**tiny.arguments(tmp_path / "b", config, initial_params=given)))
+        fit(Job(**tiny.arguments(tmp_path / "b", config, initial_params=lambda: given)))
     given["head"] = {"kernel": np.zeros((5,), np.float32)}
     with pytest.raises(ConfigError, match=r"head/kernel has shape \(5,\), the model has \(16,\)"):
-        fit(Job(**tiny.arguments(tmp_path / "c", config, initial_params=given)))
+        fit(Job(**tiny.arguments(tmp_path / "c", config, initial_params=lambda: given)))
 
 
 def test_fine_tuning_leaves_the_given_arrays_alone(tiny: ModuleType, tmp_path: Path) -> None:
     given = tiny.init_params(jax.random.key(1))
     before = jax.tree.map(np.array, given)
-    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4}), initial_params=given)))
+    fit(Job(**tiny.arguments(tmp_path, tiny.tiny_config(**{"train.steps": 4}), initial_params=lambda: given)))
     assert same_arrays(given, before)
 
 
@@ -185,7 +185,7 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny: ModuleType, tmp_path: 
     config = tiny.tiny_config(**{"train.steps": 6})
     mask = {"layers": {"0": {"kernel": False, "bias": True}}, "head": {"kernel": True}}
     given = tiny.init_params(jax.random.key(1))
-    state = fit(Job(**tiny.arguments(tmp_path, config, trainable_mask=mask, initial_params=given)))
+    state = fit(Job(**tiny.arguments(tmp_path, config, trainable_mask=mask, initial_params=lambda: given)))
     assert np.array_equal(state.params["layers"]["0"]["kernel"], given["layers"]["0"]["kernel"])
     assert not np.array_equal(state.params["head"]["kernel"], given["head"]["kernel"])
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state))
