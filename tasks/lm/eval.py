@@ -31,9 +31,9 @@ from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.common.resolved import atomic_write
 from tasks.lm import perlength
 from tasks.lm.config import SCHEMA
-from tasks.lm.data import DataConfig, Documents, LMData, build
+from tasks.lm.data import DataConfig, Documents, DocumentStarts, LMData, build
 from tasks.lm.eval_report import Report, print_reports
-from tasks.lm.evaluators import DocumentStarts, Scorer, score_positions
+from tasks.lm.evaluators import Scorer, score_positions
 from tasks.lm.forgetting import Forgetting, measure_forgetting, write_forgetting
 from tasks.lm.held_out import first_documents, ngram_nats_per_byte, score_documents
 from tasks.lm.plots import plot_positions
@@ -129,10 +129,7 @@ class Evaluation:
         self.data = self._open_data()
         every = self.data.train_documents if self.options.split == "all" else self.data.held_out_documents
         self.documents: Documents = every
-        try:
-            self.starts = self._starts(self.length, self.options.min_tokens)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self.starts = self._starts(self.length, self.options.min_tokens)
         most = self.options.max_documents or (64 if run is None else run.eval.documents)
         self.count = min(most, len(self.starts))
 
@@ -227,7 +224,18 @@ class Evaluation:
 
     def _starts(self, length: int, least: int | None = None) -> DocumentStarts:
         ids = {"bos_id": self.data.tokenizer.bos_id, "pad_id": self.data.tokenizer.pad_id}
-        return DocumentStarts(self.documents, length, min_tokens=least, **ids)
+        try:
+            starts = DocumentStarts(self.documents, length, min_tokens=least, **ids)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not len(starts):
+            longest = int(self.documents.lengths.max()) if len(self.documents) else 0
+            raise ConfigError(
+                f"none of the {len(self.documents)} held-out documents has {least or length} tokens "
+                f"(the longest has {longest}): evaluate a shorter length, or admit shorter documents "
+                "with min_tokens"
+            )
+        return starts
 
     def _load(self, subject: Subject) -> tuple[fox.FoxConfig, Any]:
         config, params = subject.load()

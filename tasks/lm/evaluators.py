@@ -22,8 +22,7 @@ from tasks.common.job import Hook
 from tasks.common.mesh import put_batch
 from tasks.common.resolved import atomic_write
 from tasks.lm import losses, perlength
-from tasks.lm.data import Documents, Examples
-from tasks.lm.data.packing import window_example
+from tasks.lm.data import Examples
 from tasks.lm.plots import Curve, plot_positions
 
 # Wraps an iterable of known length to show progress; the identity shows none.
@@ -159,48 +158,6 @@ class _Adder:
         return Totals(self._nats, self._tokens, None if self._token_bytes is None else self._bytes)
 
 
-class DocumentStarts:
-    """The first `length` tokens of every document that has at least `min_tokens`, BOS at position 0.
-
-    Documents shorter than `length` are padded and masked: later positions then rest on fewer documents.
-
-    Args:
-      documents: held-out documents.
-      length: positions evaluated.
-      bos_id, pad_id: special ids.
-      min_tokens: None means `length`, the paper's protocol: every position rests on the same documents.
-
-    Raises:
-      ValueError: length < 1, or no document is long enough.
-    """
-
-    ordered = True
-
-    def __init__(
-        self, documents: Documents, length: int, *, bos_id: int, pad_id: int, min_tokens: int | None = None
-    ):
-        least = length if min_tokens is None else min_tokens
-        if length < 1 or not 1 <= least <= length:
-            raise ValueError(f"length = {length}, min_tokens = {least}: must be 1 <= min_tokens <= length")
-        self.documents, self.seq_len, self.bos_id, self.pad_id = documents, length, bos_id, pad_id
-        self.indices = np.flatnonzero(documents.lengths >= least)
-        if not len(self.indices):
-            longest = int(documents.lengths.max()) if len(documents) else 0
-            raise ValueError(
-                f"none of the {len(documents)} held-out documents has {least} tokens (the longest has "
-                f"{longest}): "
-                "evaluate a shorter length, or admit shorter documents with min_tokens"
-            )
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        document = int(self.indices[index])
-        window = self.documents.read(document, 0, min(self.seq_len, int(self.documents.lengths[document])))
-        return window_example(window, self.seq_len, self.bos_id, self.pad_id)
-
-
 def batches_of(
     examples: Examples, batch_size: int, limit: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -247,7 +204,7 @@ def score_positions(
     limit: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[perlength.PositionLosses, Totals]:
-    """Loss by position over whole documents (`DocumentStarts` or `WholeDocuments`): the paper's protocol."""
+    """Loss by position over the beginnings of documents (`DocumentStarts`): the paper's protocol."""
     adder, positions = _Adder(token_bytes), perlength.PositionLosses(documents.seq_len)
     count = len(documents) if limit is None else min(limit, len(documents))
     batches = batches_of(documents, scorer.batch_size, limit)

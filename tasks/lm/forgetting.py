@@ -53,7 +53,7 @@ def measure_forgetting(
     limit: int,
     progress: Progress = no_progress,
 ) -> Forgetting:
-    """Runs documents (unpadded, such as `WholeDocuments`) and collects gates and visited tiles.
+    """Runs documents (`DocumentStarts`, unpadded) and collects gates and visited tiles.
 
     Args:
       scorer: its runtime's `log_pruning_tolerance` decides what is pruned.

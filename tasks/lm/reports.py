@@ -22,7 +22,6 @@ from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
 from tasks.lm.data import LMData
 from tasks.lm.evaluators import (
-    DocumentStarts,
     PositionReport,
     Scorer,
     Totals,
@@ -45,11 +44,8 @@ def make_evaluators(cfg: LMConfig, data: LMData, mesh: Mesh, workdir: Path) -> t
     if data.validation is not None and cfg.eval.validation_batches:
         limit = cfg.eval.validation_batches * scorer.batch_size
         hooks.append(validation_hook(scorer, data.validation, token_bytes, limit=limit))
-    length = cfg.eval.length or cfg.train.seq_len
-    if cfg.eval.documents and np.any(data.held_out_documents.lengths >= length):
-        documents = DocumentStarts(
-            data.held_out_documents, length, bos_id=data.tokenizer.bos_id, pad_id=data.tokenizer.pad_id
-        )
+    documents = data.validation_documents
+    if cfg.eval.documents and len(documents):
         report = PositionReport(workdir / "evaluation", workdir.name, cfg.train.seq_len)
         hooks.append(positions_hook(scorer, documents, report, limit=cfg.eval.documents, every=0))
     if len(data.held_out_documents) and token_bytes is not None and cfg.eval.final_tokens:

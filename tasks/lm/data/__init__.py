@@ -3,18 +3,18 @@
 from tasks.lm.data.assemble import LMData, build, make_tokenizer
 from tasks.lm.data.config import DataConfig
 from tasks.lm.data.documents import Documents
-from tasks.lm.data.packing import Examples, PackedExamples, WholeDocuments, WindowExamples
+from tasks.lm.data.packing import DocumentStarts, Examples, PackedExamples, WindowExamples
 from tasks.lm.data.tokenizers import BytesTokenizer, Tokenizer
 
 __all__ = [
     "BytesTokenizer",
     "DataConfig",
+    "DocumentStarts",
     "Documents",
     "Examples",
     "LMData",
     "PackedExamples",
     "Tokenizer",
-    "WholeDocuments",
     "WindowExamples",
     "build",
     "make_tokenizer",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tasks.lm.data.config import DataConfig
 from tasks.lm.data.documents import Documents, FlatDocuments, content_hashes, held_out, split
 from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments, find_arrays
-from tasks.lm.data.packing import Examples, PackedExamples, WholeDocuments, WindowExamples
+from tasks.lm.data.packing import DocumentStarts, Examples, PackedExamples, WindowExamples
 from tasks.lm.data.prepare import prepare
 from tasks.lm.data.progress import progress_bar
 from tasks.lm.data.readers import FolderReader, Reader, TfdsReader
@@ -41,7 +41,7 @@ class LMData(NamedTuple):
 
     train: Examples
     validation: Examples | None
-    validation_documents: WholeDocuments
+    validation_documents: DocumentStarts
     tokenizer: Tokenizer
     train_documents: Documents
     held_out_documents: Documents
@@ -140,13 +140,13 @@ def build(
             shards = open_shards(config, tokenizer)
             train_documents, held_out_documents = split(shards, shards.hashes, config.validation_fraction)
         train = _examples(config, train_documents, seq_len, tokenizer)
-    whole = WholeDocuments(held_out_documents, eval_length or seq_len, bos_id=tokenizer.bos_id)
+    ids = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
     return LMData(
         train=train,
         validation=_examples(config, held_out_documents, seq_len, tokenizer)
         if len(held_out_documents)
         else None,
-        validation_documents=whole,
+        validation_documents=DocumentStarts(held_out_documents, eval_length or seq_len, **ids),
         tokenizer=tokenizer,
         train_documents=train_documents,
         held_out_documents=held_out_documents,

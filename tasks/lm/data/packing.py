@@ -168,24 +168,40 @@ class WindowExamples:
         return window_example(window, self.seq_len, self.bos_id, self.pad_id)
 
 
-class WholeDocuments:
-    """The first `length` tokens of every document that has as many: what per-position evaluation runs on.
+class DocumentStarts:
+    """The first `length` tokens of every document that has at least `min_tokens`, BOS at position 0.
 
-    Examples are as in mode `windows`, never padded. `indices` are the documents used.
+    What loss by position is measured on; there may be no such document. Examples are as in mode `windows`:
+    documents shorter than `length` are padded and masked, so that later positions rest on fewer of them.
+
+    Args:
+        documents: usually the held-out ones.
+        length: tokens of an example.
+        bos_id, pad_id: special ids.
+        min_tokens: None means `length`, the paper's protocol: every position rests on the same documents.
+
+    Attributes:
+        indices: the documents used.
+
+    Raises:
+        ValueError: not 1 <= min_tokens <= length.
     """
 
     ordered = True
 
-    def __init__(self, documents: Documents, length: int, *, bos_id: int):
-        if length < 1:
-            raise ValueError(f"eval_length must be at least 1, got {length}")
-        self.documents, self.seq_len, self.bos_id = documents, length, bos_id
-        self.indices = np.flatnonzero(documents.lengths >= length)
+    def __init__(
+        self, documents: Documents, length: int, *, bos_id: int, pad_id: int, min_tokens: int | None = None
+    ):
+        least = length if min_tokens is None else min_tokens
+        if not 1 <= least <= length:
+            raise ValueError(f"length = {length}, min_tokens = {least}: must be 1 <= min_tokens <= length")
+        self.documents, self.seq_len, self.bos_id, self.pad_id = documents, length, bos_id, pad_id
+        self.indices = np.flatnonzero(documents.lengths >= least)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         document = int(self.indices[_check_index(index, len(self))])
-        window = self.documents.read(document, 0, self.seq_len)
-        return window_example(window, self.seq_len, self.bos_id, self.bos_id)
+        stop = min(self.seq_len, int(self.documents.lengths[document]))
+        return window_example(self.documents.read(document, 0, stop), self.seq_len, self.bos_id, self.pad_id)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.lm.data.documents import FlatDocuments, held_out, scattered_order, split
-from tasks.lm.data.packing import PackedExamples, WholeDocuments, WindowExamples
+from tasks.lm.data.packing import DocumentStarts, PackedExamples, WindowExamples
 
 BOS, EOS, PAD = 1000, 1001, 1002
 IDS = {"bos_id": BOS, "pad_id": PAD}
@@ -93,13 +93,30 @@ def test_every_token_is_predicted_exactly_once_in_both_modes() -> None:
 
 def test_validation_documents_are_the_long_ones_cut_to_length() -> None:
     documents = documents_of([5, 12, 10, 9])
-    whole = WholeDocuments(documents, 10, bos_id=BOS)
+    whole = DocumentStarts(documents, 10, **IDS)
     assert whole.indices.tolist() == [1, 2]
     assert whole[0]["labels"].tolist() == list(range(5, 15))
     assert whole[0]["tokens"].tolist() == [BOS, *range(5, 14)]
     assert whole[1]["loss_mask"].all()
     assert whole[1]["reset"].tolist() == [True] + [False] * 9
-    assert len(WholeDocuments(documents, 13, bos_id=BOS)) == 0
+    assert len(DocumentStarts(documents, 13, **IDS)) == 0
+
+
+def test_shorter_documents_are_padded_where_they_are_admitted() -> None:
+    starts = DocumentStarts(documents_of([5, 12, 3]), 8, min_tokens=5, **IDS)
+    assert starts.indices.tolist() == [0, 1]
+    assert starts[0]["labels"].tolist() == [*range(5), PAD, PAD, PAD]
+    assert starts[0]["loss_mask"].tolist() == [True] * 5 + [False] * 3
+    assert starts[1]["loss_mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("length", "least", "message"),
+    [(0, None, "length = 0"), (4, 5, "min_tokens = 5"), (4, 0, "min_tokens = 0")],
+)
+def test_lengths_that_make_no_sense_are_refused(length: int, least: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DocumentStarts(documents_of([6, 3]), length, min_tokens=least, **IDS)
 
 
 def test_examples_survive_the_way_to_a_worker_process() -> None:

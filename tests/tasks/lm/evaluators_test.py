@@ -11,7 +11,7 @@ import pytest
 from models import fox
 from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.lm import evaluators
-from tasks.lm.data import BytesTokenizer, PackedExamples, WholeDocuments
+from tasks.lm.data import BytesTokenizer, DocumentStarts, PackedExamples
 from tasks.lm.data.documents import FlatDocuments
 
 RUNTIME = fox.FoxRuntime(attention_implementation="reference")  # compiles fastest
@@ -76,7 +76,7 @@ def test_position_report_equals_hand_computed_csv(unigram, tmp_path):
     config, params = unigram
     texts = ["abcdefgh", "ABCDEFGHIJ", "xy", "12345678"]
     report = evaluators.PositionReport(tmp_path / "eval", "unigram", train_length=4, window=3)
-    whole = WholeDocuments(documents(*texts), 8, bos_id=TOKENIZER.bos_id)
+    whole = DocumentStarts(documents(*texts), 8, **IDS)
     hook = evaluators.positions_hook(scorer(config), whole, report, every=7)
     assert (hook.name, hook.every) == ("by_length", 7)
     metrics = hook.run(params, 10)
@@ -94,36 +94,12 @@ def test_position_report_equals_hand_computed_csv(unigram, tmp_path):
 
 def test_short_documents_count_where_they_reach(unigram):
     config, params = unigram
-    starts = evaluators.DocumentStarts(documents("abcd", "ab", "a"), 4, min_tokens=2, **IDS)
+    starts = DocumentStarts(documents("abcd", "ab", "a"), 4, min_tokens=2, **IDS)
     assert len(starts) == 2
     positions, totals = evaluators.score_positions(scorer(config), params, starts)
     np.testing.assert_array_equal(positions.counts, [2, 2, 1, 1])
     np.testing.assert_allclose(positions.mean(), expected_losses(np.array(list(b"abcd"))), rtol=1e-5)
     assert totals.tokens == 6
-
-
-def test_whole_documents_equal_document_starts():
-    text = documents("abcdef", "abc", "ghijkl")
-    whole = WholeDocuments(text, 4, bos_id=TOKENIZER.bos_id)
-    starts = evaluators.DocumentStarts(text, 4, **IDS)
-    assert len(whole) == len(starts) == 2
-    for a, b in zip((whole[i] for i in range(2)), (starts[i] for i in range(2)), strict=True):
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
-
-
-@pytest.mark.parametrize(
-    ("length", "least", "message"),
-    [
-        (100, None, r"none of the 2 held-out documents has 100 tokens .the longest has 6"),
-        (0, None, "length = 0"),
-        (4, 5, "min_tokens = 5"),
-        (4, 0, "min_tokens = 0"),
-    ],
-)
-def test_lengths_that_cannot_be_evaluated_are_refused(length, least, message):
-    with pytest.raises(ValueError, match=message):
-        evaluators.DocumentStarts(documents("abcdef", "abc"), length, min_tokens=least, **IDS)
 
 
 def test_scores_are_those_of_the_model(unigram):

@@ -11,9 +11,9 @@ from kernels.forgetting_attention import TileConfig
 from models import fox
 from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.lm import forgetting
-from tasks.lm.data import BytesTokenizer, WholeDocuments
+from tasks.lm.data import BytesTokenizer, DocumentStarts
 from tasks.lm.data.documents import FlatDocuments
-from tasks.lm.evaluators import DocumentStarts, Scorer
+from tasks.lm.evaluators import Scorer
 
 TILE = 4
 LENGTH = 16
@@ -23,7 +23,8 @@ LENGTH = 16
 def documents():
     tokenizer = BytesTokenizer()
     texts = [tokenizer.encode(t * 4) for t in ("abcdefgh", "ABCDEFGH", "short ok")]
-    return WholeDocuments(FlatDocuments(texts, ["a", "b", "c"]), LENGTH, bos_id=tokenizer.bos_id)
+    ids = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
+    return DocumentStarts(FlatDocuments(texts, ["a", "b", "c"]), LENGTH, **ids)
 
 
 def make(fgate_type="bias_only", tolerance=-10.0):
