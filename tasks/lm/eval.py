@@ -137,9 +137,7 @@ class Evaluation:
         """Evaluates every model and writes tables, plots and summary.json."""
         reports = []
         for name, subject in zip(self.names, self.subjects, strict=True):
-            self.console.print(
-                f"[bold]{name}[/bold]: {subject.workdir or subject.checkpoint}", soft_wrap=True
-            )
+            self.console.print(f"[bold]{name}[/bold]: {subject.source}", soft_wrap=True)
             config, params = self._load(subject)
             scorer = Scorer(config, subject.runtime, self.mesh, self.batch)
             positions, totals = score_positions(
@@ -152,7 +150,7 @@ class Evaluation:
             )
             report = Report(
                 name=name,
-                source=str(subject.workdir or subject.checkpoint),
+                source=str(subject.source),
                 parameters=fox.count_params(config),
                 train_length=subject.train_length or self.options.train_length,
                 compute_dtype=subject.runtime.compute_dtype,

@@ -10,12 +10,11 @@ from typing import NamedTuple
 from models import fox
 from models.common.shapes import Params
 from models.fox.config import ComputeDtype
-from tasks.common.checkpoint import load_params
 from tasks.common.config import CommandLine
 from tasks.common.errors import ConfigError
 from tasks.lm.config import LMConfig, freeze_all
 from tasks.lm.data import DataConfig, Tokenizer, make_tokenizer
-from tasks.lm.trained import open_official
+from tasks.lm.trained import is_run, open_model
 
 
 class Subject(NamedTuple):
@@ -37,6 +36,13 @@ class Subject(NamedTuple):
     data: DataConfig
     run: LMConfig | None
     dtype: ComputeDtype | None
+
+    @property
+    def source(self) -> Path:
+        """Where the weights are."""
+        source = self.workdir or self.checkpoint
+        assert source is not None
+        return source
 
     @property
     def runtime(self) -> fox.FoxRuntime:
@@ -66,12 +72,10 @@ class Subject(NamedTuple):
         Raises:
           ConfigError, CheckpointError: they cannot be read, and why.
         """
-        if self.checkpoint is not None:
-            model = open_official(self.checkpoint)
-            return model.config, model.params
-        assert self.run is not None
-        assert self.workdir is not None
-        return self.run.model, load_params(self.workdir, self.step)
+        model = open_model(self.source, self.step)
+        # A run's model may be changed by an option, such as --config.model.rope_base.
+        config = model.config if self.workdir is None or self.run is None else self.run.model
+        return config, model.params
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +131,8 @@ def read_subject(command: CommandLine) -> Subject:
     checkpoint = Path(options.checkpoint).expanduser()
     if not checkpoint.exists():
         raise ConfigError(f"--checkpoint={checkpoint}: no such file or folder")
+    if is_run(checkpoint):
+        raise ConfigError(f"--checkpoint={checkpoint}: this is the workdir of a run; give it as --workdir")
     data = _tokenizer_settings(options, checkpoint, DataConfig() if run is None else run.data)
     return Subject(checkpoint.resolve().name, None, checkpoint, None, data, run, options.dtype)
 

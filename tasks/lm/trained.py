@@ -10,7 +10,6 @@ from models.common.shapes import Params
 from tasks.common.checkpoint import load_params
 from tasks.common.config import load_resolved, with_defaults
 from tasks.common.errors import ConfigError
-from tasks.common.resolved import FILE_NAME
 from tasks.lm.config import SCHEMA, LMConfig, freeze_all
 
 
@@ -61,12 +60,23 @@ def open_official(path: Path | str) -> TrainedModel:
     return TrainedModel(config, params, None, Path(path))
 
 
-def open_model(path: Path | str) -> TrainedModel:
+def is_run(path: Path | str) -> bool:
+    """Whether `path` is the workdir of a run (folders of official checkpoints have a config.json as well)."""
+    try:
+        load_resolved(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
     """Whichever of the two `path` is.
+
+    Args:
+      step: of a run's checkpoint; None = the newest good one.
 
     Raises:
       ConfigError, CheckpointError: see `open_run` and `open_official`.
     """
     path = Path(path).expanduser()
-    is_run = (path / FILE_NAME).is_file() and (path / "metrics.jsonl").exists()
-    return open_run(path) if is_run else open_official(path)
+    return open_run(path, step) if is_run(path) else open_official(path)

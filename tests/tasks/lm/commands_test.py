@@ -189,6 +189,7 @@ def test_generation_from_an_official_checkpoint_is_greedy_by_hand(unigram, capsy
         (["--checkpoint=OFFICIAL", "--tokenizer=bytes", "--step=3"], "--step belongs to --workdir"),
         (["--workdir=RUN", "--tokenizer=bytes"], "a workdir knows its tokenizer"),
         (["--workdir=RUN", "--step=77"], "no checkpoint of step 77"),
+        (["--checkpoint=RUN", "--tokenizer=bytes"], "workdir of a run; give it as --workdir"),
     ],
 )
 @pytest.mark.parametrize("command", [eval_command.main, generate_command.main])
