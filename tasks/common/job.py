@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -77,6 +77,19 @@ class Hook:
         return config.eval_at_start if step == 0 else every > 0 and step % every == 0
 
 
+class RunData(NamedTuple):
+    """What a run reads and is judged on.
+
+    batches: global batches of `train.batch_size` rows, dicts of arrays.
+    evaluators: hooks whose metrics are logged.
+    callbacks: hooks whose results are not.
+    """
+
+    batches: Batches
+    evaluators: Sequence[Hook] = ()
+    callbacks: Sequence[Hook] = ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """What `loop.fit` runs.
@@ -88,14 +101,12 @@ class Job:
     param_axes: tree of logical axis names, one tuple per parameter.
     loss_fn: (params, batch, rng) -> (scalar loss, aux). aux holds (sum, weight) pairs and, if batches can
       have unequal ones, "weight": the denominator of the loss.
-    batches: global batches of `train.batch_size` rows, dicts of arrays.
+    open_data: opens the data; not called for a finished run.
     optim, train, checkpoint, log: sections of the config.
     units_per_step: units (tokens, clips, ...) in a global batch. The schedule counts units, or updates if
       optim.unit is "steps".
     unit_name: what to call a unit.
     flops_per_unit: model FLOPs of forward AND backward per unit, for MFU; None: not shown.
-    evaluators: hooks whose metrics are logged.
-    callbacks: hooks whose results are not.
     decay_mask, trainable_mask: trees of bool over the parameters; None: all True.
     initial_params: gives parameters to start from a copy of (fine-tuning); not called on resume.
     config: the resolved config as plain JSON values: saved in the workdir before step 0 and in every
@@ -111,7 +122,7 @@ class Job:
     init_params: Callable[[Any], Any]
     param_axes: Any
     loss_fn: LossFn
-    batches: Batches
+    open_data: Callable[[], RunData]
     optim: OptimConfig
     train: TrainConfig
     checkpoint: CheckpointConfig
@@ -119,8 +130,6 @@ class Job:
     units_per_step: int
     unit_name: str = "tokens"
     flops_per_unit: float | None = None
-    evaluators: Sequence[Hook] = ()
-    callbacks: Sequence[Hook] = ()
     decay_mask: Any = None
     trainable_mask: Any = None
     initial_params: Callable[[], Any] | None = None
@@ -131,10 +140,6 @@ class Job:
 
     def __post_init__(self) -> None:
         rows = self.train.batch_size
-        if self.batches.batch_size != rows:
-            raise ConfigError(
-                f"train.batch_size = {rows}, but the data has {self.batches.batch_size} rows a batch"
-            )
         if rows // self.train.accum % self.mesh.size:
             raise ConfigError(
                 f"train.batch_size = {rows} in train.accum = {self.train.accum} micro-batches leaves "
@@ -142,6 +147,19 @@ class Job:
             )
         if self.units_per_step < 1:
             raise ConfigError(f"units_per_step = {self.units_per_step}: must be at least 1")
+
+    def opened(self) -> RunData:
+        """The data.
+
+        Raises:
+          ConfigError: its batches are not of the size that is to be trained on.
+        """
+        data, rows = self.open_data(), self.train.batch_size
+        if data.batches.batch_size != rows:
+            raise ConfigError(
+                f"train.batch_size = {rows}, but the data has {data.batches.batch_size} rows a batch"
+            )
+        return data
 
     def units_seen(self, step: int) -> int:
         """Position on the learning-rate schedule before `step`."""

@@ -19,7 +19,7 @@ from tasks.common.data import Batch, BatchIterator
 from tasks.common.errors import Stopped, writing
 from tasks.common.flops import utilisation
 from tasks.common.guard import DivergenceGuard, StopSignal
-from tasks.common.job import Hook, Job, TrainConfig
+from tasks.common.job import Hook, Job, RunData, TrainConfig
 from tasks.common.mesh import put_batch
 from tasks.common.optim import learning_rate, make_optimizer
 from tasks.common.progress import Progress, StopWatch
@@ -28,7 +28,7 @@ from tasks.common.state import TrainState, split_trainable
 from tasks.common.step import TrainStep, abstract_state, fresh_state, make_train_step
 from tasks.common.writer import Writer, read_records, truncate_records
 
-__all__ = ["Hook", "Job", "TrainConfig", "fit"]
+__all__ = ["Hook", "Job", "RunData", "TrainConfig", "fit"]
 
 
 def fit(job: Job) -> TrainState:
@@ -60,17 +60,19 @@ def fit(job: Job) -> TrainState:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
         checkpointer = stack.enter_context(Checkpointer(workdir, job.checkpoint))
-        stop = stack.enter_context(StopSignal().listening())
-        progress = stack.enter_context(Progress(job.train.steps, job.unit_name, enabled=job.log.progress))
+        progress = Progress(job.train.steps, job.unit_name, enabled=job.log.progress)
         abstract = abstract_state(
             job.init_params, job.param_axes, job.mesh, job.rules, optimizer, job.trainable_mask
         )
         restored = checkpointer.restore(abstract, check)
+        if restored is not None and _is_finished(workdir, restored.step, job.train.steps):
+            progress.say(f"finished: {workdir} has all {restored.step} steps")
+            return restored.state
+        data = job.opened()  # may take its time, and be interrupted
+        stop = stack.enter_context(StopSignal().listening())
+        stack.enter_context(progress)
         if restored is not None:
             state, first = restored.state, restored.step
-            if _is_finished(workdir, first, job.train.steps):
-                progress.say(f"finished: {workdir} has all {first} steps")
-                return state
             progress.say(f"resuming at step {first} of {job.train.steps} in {workdir}")
         else:
             first = 0
@@ -82,8 +84,8 @@ def fit(job: Job) -> TrainState:
         step_fn = make_train_step(
             job.loss_fn, optimizer, seed=job.seed, accum=job.train.accum, trainable_mask=job.trainable_mask
         )
-        batches = stack.enter_context(_open_batches(job, first))
-        run = _Run(job, step_fn, checkpointer, writer, progress, guard, stop, batches)
+        batches = stack.enter_context(_read_batches(job, data, first))
+        run = _Run(job, data, step_fn, checkpointer, writer, progress, guard, stop, batches)
         return run.to_the_end(state, first)
 
 
@@ -105,8 +107,8 @@ def _open_logs(
     return stack.enter_context(writer), guard
 
 
-def _open_batches(job: Job, first: int) -> BatchIterator:
-    return job.batches.iterate(
+def _read_batches(job: Job, data: RunData, first: int) -> BatchIterator:
+    return data.batches.iterate(
         first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -131,6 +133,7 @@ class _Run:
     def __init__(
         self,
         job: Job,
+        data: RunData,
         step_fn: TrainStep,
         checkpointer: Checkpointer,
         writer: Writer,
@@ -140,6 +143,7 @@ class _Run:
         batches: BatchIterator,
     ) -> None:
         self.job = job
+        self.data = data
         self.step_fn = step_fn
         self.checkpointer = checkpointer
         self.writer = writer
@@ -214,8 +218,8 @@ class _Run:
 
     def _boundary(self, state: TrainState, step: int, *, is_first: bool) -> None:
         """Saves and evaluates what is due with `step` updates done."""
-        job, is_last = self.job, step >= self.job.train.steps
-        hooks = [h for h in (*job.evaluators, *job.callbacks) if h.due(step, job.train)]
+        job, data, is_last = self.job, self.data, step >= self.job.train.steps
+        hooks = [h for h in (*data.evaluators, *data.callbacks) if h.due(step, job.train)]
         save = is_last or (step % job.checkpoint.every == 0 and not is_first)
         if not save and not hooks:
             return
@@ -226,7 +230,7 @@ class _Run:
                 self._settle()
             for hook in hooks:
                 values = hook.run(state.params, step)
-                if values and hook in job.evaluators:
+                if values and hook in data.evaluators:
                     named = {f"{hook.name}/{name}": value for name, value in values.items()}
                     self.writer.write("eval", step, named)
                     shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())

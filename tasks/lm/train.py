@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from models import fox
 from models.common.sharding import ShardingRules
 from tasks.common.config import make_parser, parse_command_line, to_json
-from tasks.common.data import Batches
+from tasks.common.data import Batches, Order
 from tasks.common.errors import ConfigError, run_main
-from tasks.common.job import Job
+from tasks.common.job import Job, RunData
 from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
 from tasks.common.resolved import diff_configs
@@ -61,7 +62,6 @@ def train(config: Any, workdir: Path) -> TrainState:
     cfg = freeze_all(config)
     mesh = make_mesh(cfg.mesh)
     training = cfg.train.on_devices(mesh.size)
-    data = open_data(cfg)
     shapes = jax.eval_shape(lambda key: fox.init_params(cfg.model, key), jax.random.key(0))
     job = Job(
         workdir=workdir,
@@ -71,9 +71,7 @@ def train(config: Any, workdir: Path) -> TrainState:
         init_params=lambda key: fox.init_params(cfg.model, key),
         param_axes=fox.param_axes(cfg.model),
         loss_fn=lm_loss_fn(cfg.model, cfg.runtime, chunk_size=cfg.train.loss_chunk),
-        batches=Batches(
-            data.train, training.batch_size, cfg.seed, "sequential" if data.train.ordered else "shuffled"
-        ),
+        open_data=lambda: open_run_data(cfg, mesh, workdir),
         optim=cfg.optim,
         train=training,
         checkpoint=cfg.checkpoint,
@@ -81,8 +79,6 @@ def train(config: Any, workdir: Path) -> TrainState:
         units_per_step=training.batch_size * training.seq_len,
         unit_name="tokens",
         flops_per_unit=3 * fox.flops_per_token(cfg.model, training.seq_len),
-        evaluators=make_evaluators(cfg, data, mesh, workdir),
-        callbacks=make_callbacks(cfg, data, workdir),
         decay_mask=fox.decay_mask(shapes),
         trainable_mask=fox.trainable_mask(shapes),
         initial_params=(lambda: initial_params(cfg)) if cfg.train.init_from else None,
@@ -94,6 +90,17 @@ def train(config: Any, workdir: Path) -> TrainState:
     state = fit(job)
     print_summary(workdir)
     return state
+
+
+def open_run_data(cfg: LMConfig, mesh: Mesh, workdir: Path) -> RunData:
+    """The text as batches, and what the run is judged on."""
+    data = open_data(cfg)
+    order: Order = "sequential" if data.train.ordered else "shuffled"
+    return RunData(
+        Batches(data.train, cfg.train.batch_size, cfg.seed, order),
+        make_evaluators(cfg, data, mesh, workdir),
+        make_callbacks(cfg, data, workdir),
+    )
 
 
 def open_data(cfg: LMConfig) -> LMData:

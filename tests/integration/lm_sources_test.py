@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numcodecs
@@ -123,3 +124,17 @@ def test_gzipped_folder_of_files(tmp_path: Path) -> None:
     (folder / "one.txt.gz").write_bytes(gzip.compress(TEXTS[0].encode()))
     (folder / "broken.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 200)[:-20])
     _check(run(tmp_path / "run", args=f"data=text,path={folder},vocab=259"), 259)
+
+
+def test_a_finished_run_says_so_without_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FOXTROT_CACHE", str(tmp_path / "cache"))
+    folder = write_texts(tmp_path / "texts")
+    options = ("--config.train.steps=1", "--config.log.progress=true")
+    first = run(tmp_path / "run", *options, args=f"data=text,path={folder},vocab=259")
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    assert run(tmp_path / "run", *options, args=f"data=text,path={folder},vocab=259") == first
+    assert f"finished: {tmp_path / 'run'} has all 1 steps" in capsys.readouterr().out

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tasks.common.checkpoint import load_checkpoint, load_params
+from tasks.common.data import Batches
 from tasks.common.errors import CheckpointError, ConfigError, Diverged, Stopped
 from tasks.common.job import Hook, Job
 from tasks.common.loop import fit
@@ -67,7 +68,11 @@ def test_a_finished_run_says_so_and_is_left_alone(
 ) -> None:
     workdir, wanted = undisturbed
     before = (workdir / "metrics.jsonl").read_bytes()
-    state = fit(Job(**tiny.arguments(workdir, tiny.tiny_config())))
+
+    def opened() -> Any:
+        raise AssertionError("a finished run needs no data")
+
+    state = fit(Job(**tiny.arguments(workdir, tiny.tiny_config(), open_data=opened)))
     assert "finished" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert same_arrays(state, wanted)
@@ -100,7 +105,7 @@ def test_rng_and_schedule_follow_the_step(tiny: ModuleType, undisturbed: tuple[P
     assert records[0]["update_norm"] == 0.0
     # The first loss by hand: initial parameters, batch 0, the rng of step 0.
     params = tiny.init_params(jax.random.fold_in(jax.random.key(3), 0x696E6974))
-    batches = tiny.arguments("unused", tiny.tiny_config())["batches"]
+    batches = tiny.arguments("unused", tiny.tiny_config())["open_data"]().batches
     loss, _ = tiny.loss_fn(params, batches[0], jax.random.fold_in(jax.random.key(3), 0))
     np.testing.assert_allclose(records[0]["loss"], float(loss), rtol=1e-6)
 
@@ -196,7 +201,7 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny: ModuleType, tmp_path: 
 
 def nan_at(tiny: ModuleType, step: int) -> Any:
     """Batches whose batch `step` holds a NaN."""
-    whole = tiny.arguments("unused", tiny.tiny_config())["batches"]
+    whole = tiny.arguments("unused", tiny.tiny_config())["open_data"]().batches
 
     class Poisoned(type(whole)):  # type: ignore[misc]
         def rows(self, k: int, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -235,7 +240,7 @@ def test_spike_stops_the_run_only_when_asked(tiny: ModuleType, tmp_path: Path) -
         loss, aux = tiny.loss_fn(params, batch, rng)
         return loss * jnp.where(batch["jump"][0], 1e4, 1.0), aux
 
-    class Jump(type(tiny.arguments("unused", tiny.tiny_config())["batches"])):  # type: ignore[misc]
+    class Jump(type(tiny.arguments("unused", tiny.tiny_config())["open_data"]().batches)):  # type: ignore[misc]
         def rows(self, k: int, start: int, stop: int) -> dict[str, np.ndarray]:
             return {**super().rows(k, start, stop), "jump": np.full((stop - start,), k == 9)}
 
@@ -323,10 +328,9 @@ def test_another_model_is_refused_array_by_array(tiny: ModuleType, undisturbed: 
 def test_sizes_that_do_not_fit_are_named(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size = 8 is not divisible by train.accum = 3"):
         tiny.arguments(tmp_path, tiny.tiny_config(**{"train.accum": 3}))
-    given = tiny.arguments(tmp_path, tiny.tiny_config())
-    other = type(given["batches"])(tiny.Points(), 4)
+    given = tiny.arguments(tmp_path, tiny.tiny_config(), batches=Batches(tiny.Points(), 4))
     with pytest.raises(ConfigError, match="batch_size = 8, but the data has 4 rows"):
-        fit(Job(**{**given, "batches": other}))
+        fit(Job(**given))
     with pytest.raises(TypeError, match="unexpected keyword argument 'work_dir'"):
         fit(Job(**given, work_dir=tmp_path))
 

@@ -18,7 +18,7 @@ from tasks.common import config as config_lib
 from tasks.common.checkpoint import CheckpointConfig
 from tasks.common.data import Batches
 from tasks.common.errors import run_main
-from tasks.common.job import Job, TrainConfig
+from tasks.common.job import Job, RunData, TrainConfig
 from tasks.common.loop import fit
 from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.common.optim import OptimConfig
@@ -90,13 +90,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def arguments(workdir: Path | str, config: ConfigDict, **changes: Any) -> dict[str, Any]:
-    """Arguments of `fit` for a config; `changes` replace some."""
+    """Arguments of `Job` for a config; `changes` replace some, and parts of its data."""
     sections = {
         name: config_lib.freeze(config[name], cls, name)
         for name, cls in SCHEMA.items()
         if name not in ("seed", "num_workers")
     }
     mesh = make_mesh(sections.pop("mesh"))
+    data = {"batches": Batches(Points(), sections["train"].batch_size, seed=config.seed)}
+    data |= {name: changes.pop(name) for name in RunData._fields if name in changes}
     return {
         "workdir": workdir,
         "seed": config.seed,
@@ -105,7 +107,7 @@ def arguments(workdir: Path | str, config: ConfigDict, **changes: Any) -> dict[s
         "init_params": init_params,
         "param_axes": PARAM_AXES,
         "loss_fn": loss_fn,
-        "batches": Batches(Points(), sections["train"].batch_size, seed=config.seed),
+        "open_data": lambda: RunData(**data),
         "units_per_step": sections["train"].batch_size,
         "unit_name": "rows",
         "num_workers": config.num_workers,
@@ -131,14 +133,14 @@ def main() -> None:
     assert given.config is not None
     job = arguments(given.workdir or Path(), given.config)
     if given.options.pause:
-        source = job["batches"]
+        source = job["open_data"]().batches
 
         class Slow(Batches):
             def rows(self, k: int, start: int, stop: int) -> dict[str, np.ndarray]:
                 time.sleep(given.options.pause)
                 return super().rows(k, start, stop)
 
-        job["batches"] = Slow(source.source, source.batch_size, source.seed)
+        job["open_data"] = lambda: RunData(Slow(source.source, source.batch_size, source.seed))
     fit(Job(**job))
 
 
