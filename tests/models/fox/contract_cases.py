@@ -8,18 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from models.fox import FoxConfig, FoxRuntime, apply, init_params, init_state, param_axes
+from tests.models.fox.small_fox import perturbed
 
 RuntimePair = tuple[FoxRuntime, FoxRuntime]
 REMATS = ("full", "dots", "attention")
-
-
-def perturbed(params: Any, scale: float = 0.3) -> Any:
-    """Initial values are nearly linear and many are constants; noise brings every term into play."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return treedef.unflatten(
-        [x + scale * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    )
 
 
 class FoxCase:

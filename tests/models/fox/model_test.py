@@ -1,7 +1,6 @@
 """What FoX promises beyond the contracts: packing, padding, options, precision, pruning, errors, a mesh."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -12,13 +11,12 @@ from flax import nnx
 
 from kernels.forgetting_attention import TileConfig
 from models.common.params import flatten_names
-from models.fox import Fox, FoxConfig, FoxRuntime, apply, init_params, init_state
+from models.fox import Fox, FoxConfig, FoxRuntime, apply, init_state
 from models.fox.model import block
 from models.fox.span import make_span
 from models.fox.stack import rematerialized
+from tests.models.fox.small_fox import QUICK_COMPILE, VOCAB, random_params, run, runtime, tokens
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-VOCAB = 19
 LLAMA = dataclasses.replace(FoxConfig.preset("fox_llama", "tiny", vocab_size=VOCAB), num_layers=1)
 PRO = FoxConfig.preset("fox_pro", "tiny", vocab_size=VOCAB)
 FIXED = {"fgate_type": "fixed", "fgate_bias_init": True, "decay_time_min": 1.0, "decay_time_max": 8.0}
@@ -35,25 +33,6 @@ CONFIGS = {
         LLAMA, fgate_type="bias_only", use_output_norm=True, use_v_shift=True, hidden_act="sigmoid"
     ),
 }
-run = jax.jit(apply, static_argnums=(0, 1), static_argnames=("output",), compiler_options=QUICK_COMPILE)
-
-
-@functools.cache
-def random_params(config: FoxConfig):
-    """Initial values plus noise, so that every term matters."""
-    leaves, treedef = jax.tree.flatten(init_params(config, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return treedef.unflatten(noisy)
-
-
-def runtime(**options) -> FoxRuntime:
-    """The definition of attention compiles fastest; golden and contract tests run the default one."""
-    return FoxRuntime(attention_implementation="reference", **options)
-
-
-def tokens(batch: int, length: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(2), (batch, length), 0, VOCAB)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

@@ -9,29 +9,10 @@ import numpy as np
 import pytest
 
 from kernels.common.numerics import add_pairs
-from models.fox import FoxConfig, FoxRuntime, apply, init_params, init_state
+from models.fox import FoxConfig, apply, init_state
+from tests.models.fox.small_fox import VOCAB, random_params, run, runtime, tokens
 
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-VOCAB = 19
 PRO = dataclasses.replace(FoxConfig.preset("fox_pro", "tiny", vocab_size=VOCAB), num_layers=1)
-run = jax.jit(apply, static_argnums=(0, 1), compiler_options=QUICK_COMPILE)
-
-
-@functools.cache
-def random_params(config: FoxConfig):
-    leaves, treedef = jax.tree.flatten(init_params(config, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return treedef.unflatten(noisy)
-
-
-def runtime(**options) -> FoxRuntime:
-    """The definition of attention compiles fastest; golden and contract tests run the default one."""
-    return FoxRuntime(attention_implementation="reference", **options)
-
-
-def tokens(batch: int, length: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(2), (batch, length), 0, VOCAB)
 
 
 def test_padding_over_several_chunks_is_never_stored():
