@@ -1,19 +1,24 @@
 """JAX's GPU interpret mode, extended to what warp-specialised Hopper kernels use.
 
-`extended_interpreter()` (or the fixture `gpu_interpreter`) makes every Pallas GPU kernel called inside it run
-interpreted on the CPU, with race detection, and adds to the interpreter of jax 0.11:
+Inside `extended_interpreter()`, or a test with the fixture `gpu_interpreter`, every Pallas GPU kernel runs
+interpreted on the CPU, with race detection. Beyond the interpreter of jax 0.11 there are:
 
-- `pl.run_state(f)(plgpu.ACC.init(x))`, and stores to accumulators;
-- `plgpu.wgmma` with A in registers, and asynchronous: the product is computed when `wgmma_wait` (or reading the
-  accumulator) says so, so that a missing wait gives wrong numbers, as it may on the device. Operands in shared
+- `pl.run_state(f)(plgpu.ACC.init(x))`, and stores to accumulators.
+- `plgpu.wgmma` with A in registers, and asynchronous: the product is computed when `wgmma_wait`, or reading
+  the accumulator, says so; a missing wait gives wrong numbers, as it may on the device. Operands in shared
   memory count as read from issue to wait, through the async proxy: a missing `commit_smem`, or a slot handed
   back before the wait, is reported as a race.
+- Groups of `copy_smem_to_gmem` with `commit_group=False`, and its predicate.
+- Barriers whose last phase nobody observed, as on the device, if no scope with barriers follows.
+- Reads of shared memory need no `commit_smem` before their slot is handed back to TMA, as on the device.
+- A deadlock raises `DeadlockError` at once, and endless loops end after a time limit.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,137 +26,83 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from jax._src import callback, source_info_util
 from jax._src import core as jax_core
 from jax._src.pallas.mosaic.interpret import race_detection_state as shared_races
 from jax._src.pallas.mosaic_gpu import core as gpu_core
 from jax._src.pallas.mosaic_gpu import primitives as gpu_primitives
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call, jaxpr_interpret
-from jax._src.pallas.mosaic_gpu.interpret import params as gpu_params
 from jax._src.pallas.mosaic_gpu.interpret import race_detection_state as gpu_races
 from jax._src.pallas.mosaic_gpu.interpret import shared_memory as memory
 from jax._src.state import discharge
 from jax._src.state import types as state_types
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Part of every cache key of JAX, so that nothing compiled with the extensions is used without them or vice versa.
+from tests.kernels.mosaic_gpu_memory import Barrier, DeadlockError, Place, SharedMemory
+
+__all__ = ["DeadlockError", "Interpreter", "RaceError", "extended_interpreter", "gpu_interpreter"]
+
+# Part of all cache keys of JAX: what was compiled with the extensions is not used without, or vice versa.
 _EXTENDED = jax.make_user_context(False)
 _REGISTERS = gpu_core.MemorySpace.REGS
 _Outputs = tuple[jax.Array, Sequence[Any]]  # the token that orders callbacks, and an equation's results
 
+_stock_interpret = jaxpr_interpret.JaxprInterpreter.interpret
+_stock_get = gpu_callbacks._get
+_stock_copy_smem_to_gmem = gpu_callbacks.copy_smem_to_gmem
 
-@dataclasses.dataclass(frozen=True)
-class _Product:
-    """A wgmma in flight. Operands are (allocation key, access) in memory, or an array for A in registers."""
-
-    acc: tuple[Any, Any]
-    a: Any
-    b: tuple[Any, Any]
-    clock: memory.GpuClockBundle | None
+# What runs while a kernel does: callbacks, each in the CPU thread of one warpgroup.
 
 
-class _SharedMemory(memory.GPUSharedMemory):
-    """Adds to the simulated memory what is in flight: per warpgroup, the wgmmas issued and not awaited."""
-
-    products: dict[memory.Warpgroup, collections.deque[_Product]]
-    issued: collections.Counter[memory.Warpgroup]
-
-    def __init__(
-        self,
-        *,
-        num_devices: int,
-        num_blocks_per_cluster: int,
-        num_threads_per_block: int,
-        num_tma_threads_per_device: int,
-        **rest: Any,
-    ):
-        # One more entry in each vector clock per warpgroup: its tensor core, which works through a queue in order.
-        tensor_cores = num_blocks_per_cluster * num_threads_per_block
-        super().__init__(
-            num_devices=num_devices,
-            num_blocks_per_cluster=num_blocks_per_cluster,
-            num_threads_per_block=num_threads_per_block,
-            num_tma_threads_per_device=num_tma_threads_per_device + tensor_cores,
-            **rest,
-        )
-        self.num_tma_threads -= num_devices * tensor_cores
-
-    def reset_per_cluster_state(self) -> None:
-        super().reset_per_cluster_state()
-        with self.lock:
-            self.products = collections.defaultdict(collections.deque)
-            self.issued = collections.Counter()
-
-    def issue(self, thread: memory.Warpgroup, acc: Any, a: Any, b: Any, source_info: Any) -> None:
-        """Queues acc += a @ b and registers its reads of shared memory."""
-        clock = None
-        if self.detect_races:
-            clock = self.incr_clock(thread)
-            self.issued[thread] += 1
-            block = thread.device_id * self.num_blocks_per_cluster + thread.block_id
-            position = -1 - (block * self.num_pallas_threads_per_block + thread.warpgroup_id)
-            for proxy in (clock.generic_clock, clock.async_smem_clock):
-                proxy.clock[position] = self.issued[thread]
-            for operand in (a, b):
-                if isinstance(operand, tuple):
-                    gpu_callbacks.get_races().check_read(
-                        thread, clock.async_smem_clock.copy(), *operand, source_info=source_info
-                    )
-        self.products[thread].append(_Product(acc, a, b, clock))
-
-    def wait_products(self, thread: memory.Warpgroup, at_most: int) -> None:
-        """Finishes the oldest products until `at_most` are in flight."""
-        while len(self.products[thread]) > at_most:
-            product = self.products[thread].popleft()
-            a = self._read(product.a) if isinstance(product.a, tuple) else product.a
-            acc = self._read(product.acc)
-            total = acc + np.matmul(a, self._read(product.b), dtype=acc.dtype)
-            self.store_buffer_content(*product.acc, total, thread, increment_clock=False)
-            if product.clock is not None:
-                with self.lock:
-                    self.clocks[thread].update(product.clock)
-
-    def _read(self, place: tuple[Any, Any]) -> np.ndarray:
-        value, _, _ = self.get_buffer_content(*place, None, increment_clock=False)
-        if value is None or value.shape != place[1].shape:
-            raise IndexError(f"wgmma reads {place[0]} out of bounds: {place[1]}")
-        return value
-
-    def kernel_thread_finished(self, thread: memory.Warpgroup) -> None:
-        super().kernel_thread_finished(thread)
-        if self.products[thread]:
-            raise ValueError(f"{len(self.products[thread])} wgmmas of {thread} were never awaited")
+def _memory() -> Any:
+    return gpu_callbacks._get_shared_memory()
 
 
-def _locate(key_array: Any, transforms: tuple[Any, ...]) -> tuple[Any, Any]:
-    """(allocation key, access) of a reference handed to a callback."""
+def _locate(key_array: Any, transforms: tuple[Any, ...] = ()) -> Place:
     key = gpu_callbacks.HostAllocationKey.from_array(key_array)
     transforms = jax.tree.map(int, gpu_callbacks._remove_noop_transforms(transforms))
-    return key, gpu_callbacks._get_shared_memory().access(key, transforms)
+    return key, _memory().access(key, transforms)
 
 
 @gpu_callbacks.fail_on_exception
 def _wgmma(*, token, thread, acc, a, b, a_in_registers: bool, source_info):
-    gpu_callbacks._get_shared_memory().issue(
-        thread, _locate(*acc), np.asarray(a[0]) if a_in_registers else _locate(*a), _locate(*b), source_info
-    )
+    a = np.asarray(a[0]) if a_in_registers else _locate(*a)
+    _memory().issue(thread, _locate(*acc), a, _locate(*b), source_info)
     return token
 
 
 @gpu_callbacks.fail_on_exception
 def _wgmma_wait(*, token, thread, at_most: int):
-    gpu_callbacks._get_shared_memory().wait_products(thread, at_most)
+    _memory().finish_products(thread, at_most)
     return token
 
 
 @gpu_callbacks.fail_on_exception
 def _store_accumulator(*, token, thread, acc, value):
-    shared_memory = gpu_callbacks._get_shared_memory()
-    key, access = _locate(acc, ())
-    if any(product.acc[0] == key for product in shared_memory.products[thread]):
-        raise ValueError("store to an accumulator while a wgmma into it is in flight")
-    shared_memory.store_buffer_content(key, access, np.array(value), thread, increment_clock=False)
+    _memory().store_accumulator(thread, _locate(acc), np.array(value))
     return token
+
+
+@gpu_callbacks.fail_on_exception
+def _commit_stores(*, token, thread):
+    _memory().commit_stores(thread)
+    return token
+
+
+def _copy_smem_to_gmem(*, token, thread, predicate, commit_group, **rest):
+    if predicate is None or predicate:
+        _stock_copy_smem_to_gmem(token=token, thread=thread, predicate=None, commit_group=True, **rest)
+    return _commit_stores(token=token, thread=thread) if commit_group else token
+
+
+def _get(token, mesh_location, thread, allocation_key_as_array, *args, **kwargs):
+    result = _stock_get(token, mesh_location, thread, allocation_key_as_array, *args, **kwargs)
+    _memory().note_read(thread, gpu_callbacks.HostAllocationKey.from_array(allocation_key_as_array))
+    return result
+
+
+# How equations become callbacks: functions of (JaxprInterpreter, equation, token, input values).
 
 
 def _call(function: Callable[..., Any], token: jax.Array, **arguments: Any) -> jax.Array:
@@ -188,6 +139,10 @@ def _interpret_accumulator_load(self, eqn, token, invals) -> _Outputs:
 def _interpret_accumulator_store(self, eqn, token, invals) -> _Outputs:
     acc, value = invals
     return _call(_store_accumulator, token, thread=self.thread, acc=acc, value=value), [value]
+
+
+def _interpret_commit_group(self, eqn, token, invals) -> _Outputs:
+    return _call(_commit_stores, token, thread=self.thread), []
 
 
 def _interpret_run_state(self, eqn, token, invals) -> _Outputs:
@@ -231,12 +186,12 @@ _RULES: dict[Any, Callable[..., _Outputs]] = {
     gpu_primitives.wgmma_wait_p: _interpret_wgmma_wait,
     gpu_primitives.wgmma_accumulator_deref_p: _interpret_accumulator_load,
     gpu_primitives.wgmma_accumulator_store_p: _interpret_accumulator_store,
+    gpu_primitives.commit_group_p: _interpret_commit_group,
 }
-_stock_interpret = jaxpr_interpret.JaxprInterpreter.interpret
 
 
 def _interpret(self, jaxpr, token, *args) -> _Outputs:
-    """`JaxprInterpreter.interpret` with our rules first; each other equation goes to the stock one by itself."""
+    """`JaxprInterpreter.interpret` with our rules; any other equation goes to the stock one by itself."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
 
     def read(var):
@@ -263,35 +218,73 @@ class RaceError(AssertionError):
 
 @dataclasses.dataclass
 class Interpreter:
-    """Handle on an active extended interpreter: `races` holds the reports so far, of all kernels."""
+    """What kernels did so far: reports of races, and exceptions in the order in which threads raised them."""
 
     races: list[str] = dataclasses.field(default_factory=list)
+    failures: list[Exception] = dataclasses.field(default_factory=list)
+
+    def watch(self, stop: threading.Event, seconds: float) -> None:
+        """Until told to stop: any kernel that runs for longer fails at its next access to memory."""
+        seen, since = None, time.monotonic()
+        while not stop.wait(min(1.0, seconds / 4)):
+            running = gpu_callbacks._shared_memory
+            if running is not seen:
+                seen, since = running, time.monotonic()
+            elif running is not None and time.monotonic() - since > seconds:
+                error = TimeoutError(f"a kernel still ran after {seconds} seconds")
+                running.set_failed(error, top_level=False)
+
+    def patches(self) -> Iterator[tuple[Any, str, Any]]:
+        """(owner, name, replacement) for all that we change in the stock interpreter."""
+        yield jaxpr_interpret.JaxprInterpreter, "interpret", _interpret
+        yield gpu_callbacks, "copy_smem_to_gmem", _copy_smem_to_gmem
+        yield gpu_callbacks, "_get", _get
+        yield memory, "GPUSharedMemory", functools.partial(SharedMemory, failures=self.failures)
+        yield memory, "Barrier", Barrier
+        yield shared_races, "print", self.races.append  # it reports races by printing
+        yield gpu_races, "print", self.races.append
 
 
 @contextlib.contextmanager
-def extended_interpreter(*, allow_races: bool = False, **options: Any) -> Iterator[Interpreter]:
-    """Pallas GPU kernels called inside run in the extended interpret mode. Not for two threads at once.
+def extended_interpreter(
+    *, allow_races: bool = False, time_limit: float = 300, **options: Any
+) -> Iterator[Interpreter]:
+    """Pallas GPU kernels called inside run in the extended interpret mode. For one Python thread at a time.
 
-    `options` go to `plgpu.InterpretGPUParams`; races are detected unless told otherwise. Raises `RaceError` on
-    exit if a race was found, unless `allow_races`: then look at `races` of the yielded handle. State left by a
-    failed kernel is reset.
+    Args:
+      allow_races: collect reports of races (in `races` of the yielded handle) without raising.
+      time_limit: seconds after which a kernel that still runs fails with TimeoutError.
+      options: of `plgpu.InterpretGPUParams`; races are detected unless told otherwise.
+
+    Raises:
+      RaceError: on exit, if a race was found.
+      Exception: of a failed kernel, the first that any of its threads raised, as it was raised (what JAX
+        raises inside the context may be another thread's complaint about it). All state is reset.
     """
     handle = Interpreter()
+    stop = threading.Event()
     params = plgpu.InterpretGPUParams(**{"detect_races": True, **options})
     with contextlib.ExitStack() as stack:
-        for owner, name, new in (
-            (jaxpr_interpret.JaxprInterpreter, "interpret", _interpret),
-            (memory, "GPUSharedMemory", _SharedMemory),
-            (shared_races, "print", handle.races.append),
-            (gpu_races, "print", handle.races.append),
-        ):
+        for owner, name, new in handle.patches():
             stack.enter_context(mock.patch.object(owner, name, new, create=name == "print"))
         stack.enter_context(_EXTENDED(True))
-        stack.enter_context(gpu_params.force_gpu_interpret_mode(params))
+        stack.enter_context(plgpu.force_gpu_interpret_mode(params))
+        stack.callback(interpret_pallas_call.reset_gpu_interpret_mode_state)
+        stack.callback(stop.set)
+        threading.Thread(target=handle.watch, args=(stop, time_limit), daemon=True).start()
         try:
             yield handle
             jax.effects_barrier()
-        finally:
-            interpret_pallas_call.reset_gpu_interpret_mode_state()
+        except Exception as error:
+            if handle.failures:
+                raise handle.failures[0] from error
+            raise
     if handle.races and not allow_races:
         raise RaceError("\n".join(handle.races))
+
+
+@pytest.fixture
+def gpu_interpreter() -> Iterator[Interpreter]:
+    """The test's Pallas GPU kernels run in the extended interpret mode, and it fails if one of them races."""
+    with extended_interpreter() as handle:
+        yield handle
