@@ -263,7 +263,9 @@ def extended_interpreter(
     """
     handle = Interpreter()
     stop = threading.Event()
-    params = plgpu.InterpretGPUParams(**{"detect_races": True, **options})
+    # Copies take turns at this many clock entries; two unordered copies at one entry may look ordered.
+    defaults = {"detect_races": True, "num_tma_threads_per_device": 64}
+    params = plgpu.InterpretGPUParams(**{**defaults, **options})
     with contextlib.ExitStack() as stack:
         for owner, name, new in handle.patches():
             stack.enter_context(mock.patch.object(owner, name, new, create=name == "print"))
