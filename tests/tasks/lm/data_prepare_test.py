@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import lzma
 import os
 import pickle
 import signal
@@ -52,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
         jsonl(["five"])
     )
     (folder / "e.jsonl.zst").write_bytes(frames)  # two frames, as `cat a.zst b.zst` makes
-    (folder / "f.txt.gz").write_bytes(gzip.compress(b"six"))
+    (folder / "f.txt.xz").write_bytes(lzma.compress(b"six"))
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (folder / "sub" / "g.py").write_bytes(
         b"\xef\xbb\xbfseven = 7\r\n"
@@ -151,6 +152,8 @@ BAD = {
         lambda p: cut_in_half(p, gzip.compress(jsonl([NOISE, "x"]))),
         "truncated: the gzip data",
     ),
+    "half.txt.xz": (lambda p: cut_in_half(p, lzma.compress(NOISE.encode())), "truncated: the xz"),
+    "fake.txt.xz": (lambda p: p.write_bytes(b"not xz"), "damaged xz data"),
     "half.txt.zst": (
         lambda p: cut_in_half(p, zstandard.compress(NOISE.encode())),
         "truncated: the zstandard",
@@ -192,13 +195,13 @@ def test_bad_files_are_named_and_skipped_or_refused(name: str, tmp_path: Path) -
     assert read == (["good", "whole", "also good"] if name == "cut.jsonl" else ["good", "also good"])
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstandard.compress])
 def test_documents_before_a_truncation_are_taken_back(tmp_path: Path, compress) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("good")
     (tmp_path / "in" / "z.txt").write_text("also good")
     long = [NOISE * 500, "second", NOISE[::-1] * 500]  # several read chunks: the first documents arrive whole
-    ending = "gz" if compress is gzip.compress else "zst"
+    ending = {gzip.compress: "gz", lzma.compress: "xz"}.get(compress, "zst")
     path = tmp_path / "in" / f"half.jsonl.{ending}"
     content = compress(jsonl([*long, *(NOISE[i:] for i in range(200))]))
     path.write_bytes(content[:-20])

@@ -305,6 +305,7 @@ def test_tfds_missing_says_what_to_install(tfds_folder: Path, monkeypatch: pytes
         ({"cut": -1}, "data.cut must be a number of bytes"),
         ({"source": "text"}, "data.source='text' needs data.path"),
         ({"source": "tfds"}, "needs data.tfds_name"),
+        ({"validation_path": "x"}, "validation_path has no meaning for data.source='stdlib'"),
         ({"tokenizer": "gpt2"}, r"needs data.tokenizer_path \(a .tiktoken file"),
         ({"tokenizer": "hf"}, r"needs data.tokenizer_path \(a tokenizer.json"),
     ],
@@ -319,3 +320,29 @@ def test_nothing_held_out_is_possible() -> None:
     assert data.validation is None
     assert len(data.validation_documents) == 0
     assert isinstance(data.train, WindowExamples)
+
+
+def test_a_given_held_out_folder_is_the_split(tmp_path: Path) -> None:
+    """All of `path` is trained on, held-out documents come scattered, a text on both sides is refused."""
+    for folder, texts in (("train", range(8)), ("held", range(10, 16))):
+        (tmp_path / folder).mkdir()
+        for i in texts:
+            (tmp_path / folder / f"{i:02d}.txt").write_text(f"text number {i} " * (i + 1))
+    config = DataConfig(
+        source="text",
+        path=str(tmp_path / "train"),
+        validation_path=str(tmp_path / "held"),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    data = build(config, 64, eval_length=200)
+    names = [data.held_out_documents.name(i) for i in range(6)]
+    assert len(data.train_documents) == 8
+    assert sorted(names) == [f"{i}.txt#0" for i in range(10, 16)] != names
+    assert {data.train_documents.name(i)[:2] for i in range(8)} == {f"{i:02d}" for i in range(8)}
+    lengths = data.held_out_documents.lengths
+    assert data.validation_documents.indices.tolist() == np.flatnonzero(lengths >= 200).tolist()
+    (tmp_path / "train" / "copy.txt").write_bytes((tmp_path / "held" / "12.txt").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"1 document\(s\) of .*held are also in .*train, the first is 12.txt"
+    ):
+        build(config, 64)

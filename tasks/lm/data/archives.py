@@ -1,0 +1,133 @@
+"""Files inside packages (.deb, .tgz, .whl), read without unpacking: nothing is written, nothing is run."""
+
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from tasks.lm.data.readers import DataFileError
+from tasks.lm.data.tokenizers import need
+
+# Larger than anything a package of text holds: a damaged or hostile archive must not fill the memory.
+MOST_BYTES = 512 << 20
+_AR_MAGIC = b"!<arch>\n"
+_AR_HEADER = 60
+_UNREADABLE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
+
+Wanted = Callable[[str], bool]
+
+
+def members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files of a package whose name is `wanted`, in the archive's order.
+
+    Names are relative, without "./"; what is gzipped (.gz) comes unzipped under its name without ".gz".
+
+    Raises:
+        DataFileError: not a package, damaged, a name that leads out of it, or a file too large to be text.
+        ImportError: a .deb packed with zstandard, and no package to read that.
+    """
+    try:
+        for name, content in _raw_members(package, lambda raw: wanted(raw.removesuffix(".gz"))):
+            if name.endswith(".gz"):
+                yield name.removesuffix(".gz"), _gunzip(content, f"{package}: {name}")
+            else:
+                yield name, content
+    except DataFileError:
+        raise
+    except _UNREADABLE as error:
+        raise DataFileError(f"{package}: damaged, or not a package: {error}") from error
+
+
+def _raw_members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    if package.suffix == ".whl":
+        yield from _zip_members(package, wanted)
+    elif package.suffix == ".deb":
+        yield from _tar_members(io.BytesIO(_deb_data(package)), package, wanted)
+    else:
+        with gzip.open(package, "rb") as file:
+            yield from _tar_members(io.BytesIO(_limited(file.read(MOST_BYTES + 1), package)), package, wanted)
+
+
+def _deb_data(package: Path) -> bytes:
+    """The tar archive of the files in a .deb, which is an ar archive of three members."""
+    content = package.read_bytes()
+    if not content.startswith(_AR_MAGIC):
+        raise DataFileError(f"{package}: not a Debian package: it does not begin with {_AR_MAGIC!r}")
+    at = len(_AR_MAGIC)
+    while at + _AR_HEADER <= len(content):
+        header = content[at : at + _AR_HEADER]
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        digits = header[48:58].strip()
+        if header[58:] != b"`\n" or not digits.isdigit():
+            raise DataFileError(f"{package}: damaged at byte {at}: no header of an archive member")
+        start, size = at + _AR_HEADER, int(digits)
+        if start + size > len(content):
+            raise DataFileError(f"{package}: truncated in {name}")
+        if name.startswith("data.tar"):
+            return _decompressed(content[start : start + size], name, package)
+        at = start + size + size % 2
+    raise DataFileError(f"{package}: no data.tar in it")
+
+
+def _decompressed(content: bytes, name: str, package: Path) -> bytes:
+    where = f"{package}: {name}"
+    match PurePosixPath(name).suffix:
+        case ".xz":
+            reader = lzma.LZMADecompressor()
+            data = reader.decompress(content, MOST_BYTES + 1)
+            if not reader.eof and len(data) <= MOST_BYTES:
+                raise DataFileError(f"{where}: truncated: the xz data ends before its end mark")
+            return _limited(data, where)
+        case ".gz":
+            return _gunzip(content, where)
+        case ".zst":
+            zstandard = need("zstandard", f"reading {package.name}")
+            with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)) as file:
+                return _limited(file.read(MOST_BYTES + 1), where)
+        case ".tar":
+            return content
+    raise DataFileError(f"{where}: unknown compression")
+
+
+def _gunzip(content: bytes, where: str) -> bytes:
+    with gzip.open(io.BytesIO(content)) as file:
+        return _limited(file.read(MOST_BYTES + 1), where)
+
+
+def _limited(content: bytes, where: object) -> bytes:
+    if len(content) > MOST_BYTES:
+        raise DataFileError(f"{where}: more than {MOST_BYTES} bytes unpacked: this is no package of text")
+    return content
+
+
+def _tar_members(archive: io.BytesIO, package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=archive, mode="r:") as tar:
+        for info in tar:
+            name = _safe(info.name, package)
+            if not info.isreg() or not wanted(name):  # links and devices are not text
+                continue
+            file = tar.extractfile(info)
+            assert file is not None
+            yield name, file.read()
+
+
+def _zip_members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(package) as archive:
+        for info in archive.infolist():
+            name = _safe(info.filename, package)
+            if info.is_dir() or not wanted(name):
+                continue
+            with archive.open(info) as file:
+                yield name, _limited(file.read(MOST_BYTES + 1), f"{package}: {name}")
+
+
+def _safe(name: str, package: Path) -> str:
+    """The name without "./"; nothing is unpacked, but an archive with such a name is not what it claims."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataFileError(f"{package}: holds {name!r}, a name that leads out of the package: refused")
+    return path.as_posix()
