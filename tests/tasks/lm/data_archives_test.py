@@ -8,7 +8,7 @@ import pytest
 import zstandard
 
 from tasks.lm.data import archives
-from tasks.lm.data.archives import members
+from tasks.lm.data.archives import inner_members, members
 from tasks.lm.data.readers import DataFileError
 from tests.tasks.lm.package_files import ar, tar, write_deb, write_tgz, write_wheel
 
@@ -79,3 +79,33 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch:
     for path in paths:
         with pytest.raises(DataFileError, match="more than 50000 bytes unpacked"):
             texts(path)
+
+
+def inner(package: Path) -> list[tuple[str, bytes]]:
+    """Texts in the .tar.xz of a package."""
+    return list(
+        inner_members(package, lambda name: name.endswith(".tar.xz"), lambda name: name.endswith(".txt"))
+    )
+
+
+def test_an_archive_in_a_package_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar({"x-1/a.txt": b"one", "x-1/b.bin": bytes(9), "x-1/c.txt": b"three"})
+    package = write_deb(tmp_path / "x_1_all.deb", {"src/x.tar.xz": lzma.compress(content), "odd.txt": b"3"})
+    assert inner(package) == [("x-1/a.txt", b"one"), ("x-1/c.txt", b"three")]
+    monkeypatch.setattr(archives, "MOST_STREAMED", 12)
+    with pytest.raises(DataFileError, match=r"x\.tar\.xz: 17 bytes unpacked with x-1/c\.txt \(5 bytes\)"):
+        inner(package)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lzma.compress(tar({"../a.txt": b"?"})), "leads out of the package: refused"),
+        (lzma.compress(tar({"a.txt": bytes(range(256)) * 99}))[:200], "damaged, or not a tar archive"),
+        (b"neither", "damaged, or not a tar archive"),
+    ],
+)
+def test_damaged_archives_in_a_package_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    package = write_deb(tmp_path / "x_1_all.deb", {"src/x.tar.xz": content})
+    with pytest.raises(DataFileError, match=rf"x_1_all\.deb: src/x\.tar\.xz.*{message}"):
+        inner(package)

@@ -15,7 +15,7 @@ from tasks.lm.data.__main__ import main
 from tasks.lm.data.corpora import CORPORA
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError
-from tests.tasks.lm.package_files import write_deb, write_tgz, write_wheel
+from tests.tasks.lm.package_files import tar, write_deb, write_tgz, write_wheel
 
 MARKDOWN = "usr/share/doc/anarchism/markdown"
 LONG = 3000
@@ -272,3 +272,13 @@ def test_what_cannot_be_fetched_is_named(
     assert len(error.splitlines()) == 1
     assert re.search(message, error), error
     assert not list((tmp_path / "text").glob("packages/*")), "nothing half downloaded stays"
+
+
+def test_kernel_sources_come_out_of_the_archive_in_their_package(tmp_path: Path) -> None:
+    names = ("mm/slub.c", "fs/ext4/inode.c", "sound/core/pcm.c", "fs/nls/nls_cp949.c", "drivers/net/e100.c",
+             "lib/fonts/font_8x8.c", "crypto/testmgr.c", "mm/slab.h", "tools/mm/slabinfo.c")  # fmt: skip
+    source = tar({f"linux-source-6.1/{name}": b"int x;\n" for name in names})
+    path = "usr/src/linux-source-6.1.tar.xz"
+    package = write_deb(tmp_path / "linux-source-6.1_6.1.1-1_all.deb", {path: lzma.compress(source)})
+    found = list(CORPORA["kernel"].read(package))
+    assert found == [(name, "int x;\n") for name in ("fs/ext4/inode.c", "mm/slub.c", "sound/core/pcm.c")]
