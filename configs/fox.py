@@ -12,9 +12,9 @@ Arguments: see `configs/lm.py`.
 
 from ml_collections import ConfigDict
 
-from configs.lm import PAPER_VARIANTS, lm_config
+from configs.lm import PAPER_VARIANTS, TEXT_VARIANTS, lm_config
 
-VARIANTS = ("", "arch=fox_llama", *PAPER_VARIANTS["fox"])
+VARIANTS = ("", "arch=fox_llama", *TEXT_VARIANTS["fox"], *PAPER_VARIANTS["fox"])
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

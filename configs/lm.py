@@ -1,4 +1,4 @@
-"""What the language-model configs share: sizes, the paper's recipe table, and the laptop recipe.
+"""What the language-model configs share: sizes, the paper's recipe table, recipes for a laptop and one GPU.
 
 Data only. `configs/fox.py` and `configs/transformer.py` choose the family's defaults and call `lm_config`.
 
@@ -20,6 +20,7 @@ WARMUP_TOKENS = 512 * TOKENS_PER_STEP
 SIZES: dict[str, tuple[int, int, int, int, int | None]] = {
     "tiny": (32, 2, 2, 2, 64),
     "mini": (192, 4, 3, 3, 512),
+    "45m": (512, 8, 8, 8, None),
     "125m": (768, 12, 12, 12, None),
     "360m": (1024, 24, 16, 16, None),
     "760m": (1536, 24, 24, 12, None),
@@ -50,7 +51,16 @@ PEAK_LR: dict[tuple[str, str], dict[str, float]] = {
 # Rows of the embedding table by tokenizer, where it is not GPT-2's.
 VOCABULARIES = {"bpe": 4096, "bytes": 259}
 ARCHS = ("fox_llama", "fox_pro", "transformer_llama", "transformer_pro")
+# The single-GPU recipe on text made into shards, as `python -m tasks.lm.data` leaves them in data/text.
+TEXT = (
+    "path=data/text/shards/train,held_out=data/text/shards/held_out,"
+    "tokenizer=hf,tokenizer_path=data/text/tokenizer.json,vocab=16384"
+)
 
+TEXT_VARIANTS = {
+    family: tuple(f"arch={arch},size=45m,{TEXT}" for arch in ARCHS if arch.startswith(family))
+    for family in ("fox", "transformer")
+}
 PAPER_VARIANTS: dict[str, tuple[str, ...]] = {
     family: tuple(
         f"arch={arch},size={size},tokens={budget},data=longcrawl64,path=data/longcrawl64"
@@ -67,12 +77,13 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
 
     Arguments of the config file (all optional):
       arch: fox_llama, fox_pro, transformer_llama or transformer_pro.
-      size: tiny, mini (laptop); 125m, 360m, 760m (the paper's).
+      size: tiny, mini (laptop); 45m (one GPU, text of your own); 125m, 360m, 760m (the paper's).
       ctx: training length T in tokens, e.g. 16k. 0: the size's default.
       tokens: budget of a paper run (2.7b, 7.5b, 16b, 48b), or any number of tokens. "": the size's default.
       batch: sequences per step. 0: the size's default (the paper's sizes keep 524,288 tokens a step).
       data, path: source of text and where it lies, see `tasks/lm/data`. "": embedded text for laptop sizes,
-        longcrawl64 for the paper's.
+        a folder of text for 45m, longcrawl64 for the paper's.
+      held_out: folder of held-out text, for a folder of text. "": a tenth of the documents.
       tokenizer, tokenizer_path: "" chooses the source's default.
       vocab: rows of the embedding table. 0: 4096 with the BPE trained on the embedded text, 259 with bytes,
         50257 otherwise.
@@ -88,6 +99,7 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
         batch=0,
         data="",
         path="",
+        held_out="",
         tokenizer="",
         tokenizer_path="",
         vocab=0,
@@ -97,11 +109,12 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
     for name, value, choices in (("arch", args.arch, ARCHS), ("size", args.size, tuple(SIZES))):
         if value not in choices:
             raise ValueError(f"config argument {name}={value!r}: choose one of {', '.join(choices)}")
-    laptop = args.size in LAPTOP_SIZES
-    source = args.data or ("stdlib" if laptop else "longcrawl64")
+    laptop, paper = args.size in LAPTOP_SIZES, args.size in BUDGETS
+    source = args.data or ("stdlib" if laptop else "longcrawl64" if paper else "text")
     data = {
         "source": source,
         "path": args.path,
+        "validation_path": args.held_out,
         "tokenizer": args.tokenizer or {"stdlib": "bpe", "longcrawl64": "gpt2"}.get(source, "bytes"),
         "tokenizer_path": args.tokenizer_path,
         "mode": "windows" if source == "longcrawl64" else "packed",
@@ -109,7 +122,7 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
     runtime = {
         "compute_dtype": "float32" if laptop else "bfloat16",
         # The released runs recompute everything at 760M and nothing below; "dots" redoes what is cheap.
-        "remat": "none" if laptop else ("full" if args.size == "760m" else "dots"),
+        "remat": ("full" if args.size == "760m" else "dots") if paper else "none",
         "scan_layers": not laptop,
         "log_pruning_tolerance": -10.0 if args.acp and args.arch.startswith("fox") else None,
     }
@@ -118,7 +131,7 @@ def lm_config(arg: str | None, arch: str) -> ConfigDict:
         "model": _model(args.arch, args.size, args.vocab or VOCABULARIES.get(data["tokenizer"], 50257)),
         "runtime": runtime,
         "data": data,
-        **(_laptop_recipe(args) if laptop else _paper_recipe(args)),
+        **(_laptop_recipe if laptop else _paper_recipe if paper else _text_recipe)(args),
     }
     return ConfigDict(sections).lock()
 
@@ -172,6 +185,27 @@ def _laptop_recipe(args: ConfigDict) -> dict[str, Any]:
         "train": {"steps": steps, "batch_size": batch, "seq_len": length, "eval_every": max(1, steps // 5)},
         "eval": {"length": 4 * length, "sample_every": max(1, steps // 5), "sample_prompt": "def "},
         "checkpoint": {"every": 100},
+        "log": {"every": 10},
+    }
+
+
+def _text_recipe(args: ConfigDict) -> dict[str, Any]:
+    """Minutes on one GPU: 2,048 steps of 32,768 tokens at 8k context, evaluated to four times that."""
+    length, batch = args.ctx or 8192, args.batch or 4
+    total = _tokens(args.tokens, {}) or 2048 * batch * length
+    steps = max(1, total // (batch * length))
+    return {
+        "optim": _adamw(2e-3, warmup=total // 10, total=total),
+        "train": {"steps": steps, "batch_size": batch, "seq_len": length, "eval_every": max(1, steps // 4)},
+        "eval": {
+            "length": 4 * length,
+            "batch_size": 2,
+            "validation_batches": 32,
+            "ngram_bytes": 0,
+            "pruning_documents": 8,
+            "pruning_every": max(1, steps // 16),
+        },
+        "checkpoint": {"every": max(1, steps // 4), "keep": 2},
         "log": {"every": 10},
     }
 

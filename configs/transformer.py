@@ -11,9 +11,9 @@ Arguments: see `configs/lm.py`.
 
 from ml_collections import ConfigDict
 
-from configs.lm import PAPER_VARIANTS, lm_config
+from configs.lm import PAPER_VARIANTS, TEXT_VARIANTS, lm_config
 
-VARIANTS = ("", "arch=transformer_llama", *PAPER_VARIANTS["transformer"])
+VARIANTS = ("", "arch=transformer_llama", *TEXT_VARIANTS["transformer"], *PAPER_VARIANTS["transformer"])
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

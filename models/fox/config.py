@@ -18,11 +18,12 @@ ThresholdMode = Literal["weights", "auto", "tight"]
 ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 # (hidden size, layers, heads of FoX, heads of the Transformer, MLP size or None for the rule). 125m to 760m
-# are the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests) and mini (CPU)
-# are ours.
+# are the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests), mini (CPU) and
+# 45m (one GPU) are ours.
 _SIZES: dict[str, tuple[int, int, int, int, int | None]] = {
     "tiny": (32, 2, 2, 2, 64),
     "mini": (192, 4, 3, 3, 512),
+    "45m": (512, 8, 8, 8, None),
     "125m": (768, 12, 12, 12, None),
     "360m": (1024, 24, 16, 16, None),
     "760m": (1536, 24, 24, 12, None),
@@ -180,7 +181,7 @@ class FoxConfig:
 
     @classmethod
     def preset(cls, arch: Arch, size: str, vocab_size: int = 50257) -> Self:
-        """A model of the paper's tables (125m, 360m, 760m), or a small one of ours (tiny, mini).
+        """A model of the paper's tables (125m, 360m, 760m), or a smaller one of ours (tiny, mini, 45m).
 
         Raises:
           ValueError: unknown architecture or size.
