@@ -61,7 +61,7 @@ class Hook:
 
     name: prefix of its metrics.
     run: (params, step) -> {metric: value}, or None. It must not keep the params: the next step takes their
-      buffers.
+      buffers. A metric with a slash in its name is a detail: logged, but not shown.
     every: steps between calls; 0: at the end only; None: train.eval_every.
     """
 

@@ -233,7 +233,7 @@ class _Run:
                 if values and hook in data.evaluators:
                     named = {f"{hook.name}/{name}": value for name, value in values.items()}
                     self.writer.write("eval", step, named)
-                    shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
+                    shown = "  ".join(f"{n} {v:.4f}" for n, v in named.items() if n.count("/") == 1)
                     self.progress.say(f"step {step}  {shown}")
 
     def _save(self, state: TrainState, step: int) -> None:

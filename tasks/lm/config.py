@@ -73,8 +73,9 @@ class EvalConfig:
       time.
     validation_batches: held-out batches of the training kind, at every evaluation.
     final_tokens: held-out tokens scored at the end, per byte of text (0: none); ngram_bytes: beside byte
-      n-gram models
-      fitted on at most so many bytes of the same training split (0: without them).
+      n-gram models fitted on at most so many bytes of the same training split (0: without them).
+    pruning_documents: held-out documents of the training length on which pruning is measured as training
+      goes (FoX only; 0: not); pruning_every: steps between (0: at the end only).
     sample_every: steps between samples (0: at the end only); sample_prompt, sample_tokens,
       sample_temperature: what is continued, by how much, and how. sample_tokens = 0: no samples.
     """
@@ -85,6 +86,8 @@ class EvalConfig:
     validation_batches: int = 16
     final_tokens: int = 2**20
     ngram_bytes: int = 64 * 2**20
+    pruning_documents: int = 0
+    pruning_every: int = 0
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 128
@@ -97,6 +100,8 @@ class EvalConfig:
             "validation_batches",
             "final_tokens",
             "ngram_bytes",
+            "pruning_documents",
+            "pruning_every",
             "sample_every",
             "sample_tokens",
         ):

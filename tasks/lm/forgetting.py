@@ -3,6 +3,7 @@
 """
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tasks.common.errors import writing
+from tasks.common.job import Hook
 from tasks.common.resolved import atomic_write
 from tasks.lm.data import Examples
 from tasks.lm.evaluators import Progress, Scorer, batches_of, no_progress
@@ -20,6 +22,9 @@ from tasks.lm.plots import plot_decay, plot_heat_map
 # tokens.
 _RATES = (1e-4, 10.0)
 _MOST_DECAY_HEADS = 4
+# log eps of the published pruning, for runs that do not prune: what it would have skipped.
+_TOLERANCE = -10.0
+PRUNING = "pruning"
 
 
 class Forgetting(NamedTuple):
@@ -86,6 +91,30 @@ def measure_forgetting(
         rate=np.concatenate(rates, axis=1).mean(axis=1),
         log_fgate=first,
     )
+
+
+def pruning_hook(scorer: Scorer, documents: Examples, *, limit: int, every: int | None = None) -> Hook:
+    """A training-loop hook: the share of attention tiles that pruning skips.
+
+    The metrics are "pruned", over all layers and heads, and "layer_LL/head_HH" for each. For a run without
+    pruning they are what the published threshold would have skipped.
+    """
+    pruning = scorer
+    if scorer.runtime.log_pruning_tolerance is None:
+        runtime = dataclasses.replace(scorer.runtime, log_pruning_tolerance=_TOLERANCE)
+        pruning = Scorer(scorer.config, runtime, scorer.mesh, scorer.batch_size)
+
+    def run(params: Any, step: int) -> dict[str, float]:
+        del step
+        found = measure_forgetting(pruning, params, documents, limit=limit)
+        assert found.visited is not None
+        heads = {
+            f"layer_{layer:02d}/head_{head:02d}": float(1 - share)
+            for (layer, head), share in np.ndenumerate(found.visited)
+        }
+        return {"pruned": float(1 - found.visited.mean())} | heads
+
+    return Hook(PRUNING, run, every)
 
 
 def forgetting_csv(found: Forgetting) -> str:

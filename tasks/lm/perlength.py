@@ -118,6 +118,19 @@ def to_csv(losses: PositionLosses, window: int = SMOOTHING_WINDOW) -> str:
     return out.getvalue()
 
 
+def from_csv(text: str) -> tuple[Float[np.ndarray, " T"], Int[np.ndarray, " T"]]:
+    """(L(i), documents) of a table that `to_csv` made; NaN where it has no loss.
+
+    Raises:
+      ValueError: not such a table.
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or not {"documents", "loss"} <= rows[0].keys():
+        raise ValueError("not a table of losses by position")
+    losses = np.array([float(row["loss"] or "nan") for row in rows], np.float64)
+    return losses, np.array([int(row["documents"]) for row in rows], np.int64)
+
+
 def perplexity_csv(perplexities: Mapping[int, float]) -> str:
     """Table with one line per length: length, perplexity, mean loss in nats."""
     lines = [f"{length},{value!r},{float(np.log(value))!r}" for length, value in perplexities.items()]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -110,6 +111,96 @@ def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple
     rows = [(r["step"], float(r[name])) for r in records if r.get("kind") == kind and name in r]
     steps, values = zip(*rows, strict=True) if rows else ((), ())
     return np.array(steps, np.float64), np.array(values, np.float64)
+
+
+def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+    """Training and held-out loss of several runs by tokens trained on.
+
+    Args:
+      runs: name -> records of metrics.jsonl.
+      path: PNG to write.
+      title: of the figure.
+
+    Raises:
+      ValueError: no run has a training loss.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = _axes(figure, 1, 2)
+    lows, highs = [], []
+    for colour, (name, records) in zip(_COLOURS * len(runs), runs.items(), strict=False):
+        steps, losses = _series(records, "train", "loss")
+        _, tokens = _series(records, "train", "tokens")
+        if not len(steps):
+            continue
+        window = 2 * (max(1, len(losses) // 40) // 2) + 1
+        smoothed = smooth(losses, window)
+        left.plot(tokens, smoothed, color=colour, linewidth=1.2, label=name)
+        late = smoothed[len(smoothed) // 10 :]
+        lows.append(np.nanmin(late))
+        highs.append(np.nanmax(late))
+        at, values = _series(records, "eval", "validation/loss")
+        right.plot(
+            at * tokens[0], values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=name
+        )
+    if not lows:
+        raise ValueError("there is no training loss to plot")
+    margin = 0.05 * (max(highs) - min(lows)) + 0.01
+    left.set_ylim(min(lows) - margin, max(highs) + margin)
+    left.set(ylabel="loss (nats per token)", title="Training loss (smoothed)")
+    right.set(ylabel="loss (nats per token)", title="Held-out loss")
+    for ax in (left, right):
+        ax.set_xlabel("tokens trained on")
+        ax.xaxis.set_major_formatter(FuncFormatter(_number))
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_pruning(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> bool:
+    """Share of attention tiles pruned by step: the mean of each layer, and every head.
+
+    Args:
+      records: of metrics.jsonl: kind "eval" with "pruning/pruned" and "pruning/layer_LL/head_HH".
+      path: PNG to write.
+      title: of the figure.
+
+    Returns:
+      False, and nothing is written, if pruning was not measured.
+    """
+    found = [r for r in records if r.get("kind") == "eval" and "pruning/pruned" in r]
+    if not found:
+        return False
+    names = sorted(name for name in found[0] if name.startswith("pruning/layer_"))
+    steps = np.array([r["step"] for r in found], np.float64)
+    heads = np.array([[float(r[name]) for r in found] for name in names])
+    layers = [name.split("/")[1] for name in names]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = _axes(figure, 1, 2)
+    unique = sorted(set(layers))
+    for number, layer in enumerate(unique):
+        mean = heads[[name == layer for name in layers]].mean(axis=0)
+        shade = 0.15 + 0.75 * number / max(1, len(unique) - 1)
+        left.plot(steps, mean, color=colormaps["viridis"](shade), linewidth=1, label=f"layer {number}")
+    overall = [float(r["pruning/pruned"]) for r in found]
+    left.plot(steps, overall, color="black", marker="o", markersize=3, linewidth=1.8, label="all")
+    left.set(
+        xlabel="step", ylabel="pruned fraction of attention tiles", ylim=(0, 1), title="Mean of each layer"
+    )
+    left.legend(frameon=False, fontsize=8, ncols=2)
+    image = right.imshow(
+        heads, aspect="auto", cmap="viridis", norm=Normalize(0, 1), interpolation="nearest",
+        extent=(-0.5, len(steps) - 0.5, len(names) - 0.5, -0.5),
+    )  # fmt: skip
+    right.grid(False)
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).astype(int))
+    right.set_xticks(shown, [f"{steps[i]:g}" for i in shown])
+    firsts = [layers.index(layer) for layer in unique]
+    right.set_yticks(firsts, [str(number) for number in range(len(unique))])
+    right.set(xlabel="step", ylabel="layer (a row for each head)", title="Every head")
+    figure.colorbar(image, ax=right, label="pruned fraction")
+    figure.suptitle(title)
+    _save(figure, path)
+    return True
 
 
 def plot_positions(

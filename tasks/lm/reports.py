@@ -1,7 +1,8 @@
 """What a training run shows as it goes and at its end: held-out figures, samples, plots.
 
-Everything lands in the workdir: `loss.png`, `samples/step_*.txt`, `evaluation/` (loss by position as CSV
-and PNG, and `held_out.json`, the model beside byte n-gram models fitted on the same training split).
+Everything lands in the workdir: `loss.png`, `pruning.png`, `samples/step_*.txt`, `evaluation/` (loss by
+position as CSV and PNG, and `held_out.json`, the model beside byte n-gram models fitted on the same training
+split).
 """
 
 import json
@@ -20,7 +21,7 @@ from tasks.common.job import Hook
 from tasks.common.resolved import atomic_write
 from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
-from tasks.lm.data import LMData
+from tasks.lm.data import DocumentStarts, LMData
 from tasks.lm.evaluators import (
     PositionReport,
     Scorer,
@@ -28,9 +29,10 @@ from tasks.lm.evaluators import (
     positions_hook,
     validation_hook,
 )
+from tasks.lm.forgetting import pruning_hook
 from tasks.lm.generate import generate
 from tasks.lm.held_out import first_documents, ngram_nats_per_byte, score_documents
-from tasks.lm.plots import plot_training
+from tasks.lm.plots import plot_pruning, plot_training
 from tasks.lm.sampling import Sampling
 
 HELD_OUT_FILE = "held_out.json"
@@ -44,6 +46,8 @@ def make_evaluators(cfg: LMConfig, data: LMData, mesh: Mesh, workdir: Path) -> t
     if data.validation is not None and cfg.eval.validation_batches:
         limit = cfg.eval.validation_batches * scorer.batch_size
         hooks.append(validation_hook(scorer, data.validation, token_bytes, limit=limit))
+    if cfg.eval.pruning_documents and cfg.model.is_gated:
+        hooks += _pruning_hooks(cfg, data, scorer)
     documents = data.validation_documents
     if cfg.eval.documents and len(documents):
         report = PositionReport(workdir / "evaluation", workdir.name, cfg.train.seq_len)
@@ -53,13 +57,23 @@ def make_evaluators(cfg: LMConfig, data: LMData, mesh: Mesh, workdir: Path) -> t
     return tuple(hooks)
 
 
+def _pruning_hooks(cfg: LMConfig, data: LMData, scorer: Scorer) -> list[Hook]:
+    """Pruning on held-out documents of the training length; none if there is no such document."""
+    ids = {"bos_id": data.tokenizer.bos_id, "pad_id": data.tokenizer.pad_id}
+    documents = DocumentStarts(data.held_out_documents, cfg.train.seq_len, **ids)
+    limit, every = cfg.eval.pruning_documents, cfg.eval.pruning_every
+    return [pruning_hook(scorer, documents, limit=limit, every=every)] if len(documents) else []
+
+
 def make_callbacks(cfg: LMConfig, data: LMData, workdir: Path) -> tuple[Hook, ...]:
     """The loss curve, and text continued by the model."""
 
     def plot(params: Any, step: int) -> None:
         del params, step
         if jax.process_index() == 0:
-            plot_training(read_records(workdir), workdir / "loss.png", title=workdir.name)
+            records = read_records(workdir)
+            plot_training(records, workdir / "loss.png", title=workdir.name)
+            plot_pruning(records, workdir / "pruning.png", title=workdir.name)
 
     def sample(params: Any, step: int) -> None:
         # One row per device, so that the batch splits over any mesh.
@@ -128,7 +142,7 @@ def print_summary(workdir: Path, console: Console | None = None) -> None:
     path = workdir / "evaluation" / HELD_OUT_FILE
     if path.is_file():
         console.print(_held_out_table(json.loads(path.read_text(encoding="utf-8"))))
-    for name in ("loss.png", "evaluation/loss_by_position.png", "samples", "metrics.jsonl"):
+    for name in ("loss.png", "pruning.png", "evaluation/loss_by_position.png", "samples", "metrics.jsonl"):
         if (workdir / name).exists():
             console.print(f"  {workdir / name}", soft_wrap=True)
 

@@ -63,6 +63,29 @@ def test_pruned_fraction_and_rates_by_hand(documents):
     assert float(rows[0]["decay_time"]) == pytest.approx(1 / 30)
 
 
+@pytest.mark.parametrize("tolerance", [-10.0, None])
+def test_the_hook_measures_every_head_also_of_a_run_that_does_not_prune(documents, tolerance):
+    scorer, params = make(tolerance=tolerance)
+    for layer in params["layers"].values():
+        layer["attn"]["fgate"]["bias"] = np.array([-30.0, 30.0], np.float32)
+    hook = forgetting.pruning_hook(scorer, documents, limit=3, every=7)
+    assert (hook.name, hook.every) == ("pruning", 7)
+    found = hook.run(params, 0)
+    heads = {f"layer_0{layer}/head_0{head}": [0.6, 0.0][head] for layer in (0, 1) for head in (0, 1)}
+    assert found == pytest.approx({"pruned": 0.3, **heads}, abs=1e-6)
+
+
+def test_the_hook_prunes_as_the_run_does(documents):
+    """Its own tolerance, not the published one: D = -8 is below -6.8 - 0.001 and above -6.8 - 10."""
+    pruned = []
+    for tolerance in (-0.001, -10.0):
+        scorer, params = make(tolerance=tolerance)
+        for layer in params["layers"].values():
+            layer["attn"]["fgate"]["bias"] = np.array([-8.0, -8.0], np.float32)
+        pruned.append(forgetting.pruning_hook(scorer, documents, limit=1).run(params, 0)["pruned"])
+    assert pruned[0] > pruned[1]
+
+
 def test_files_with_and_without_pruning(documents, tmp_path):
     scorer, params = make("full")
     found = forgetting.measure_forgetting(scorer, params, documents, limit=1)

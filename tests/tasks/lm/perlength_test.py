@@ -8,6 +8,7 @@ import pytest
 
 from tasks.lm.perlength import (
     PositionLosses,
+    from_csv,
     perplexity_by_length,
     perplexity_csv,
     report_lengths,
@@ -91,6 +92,17 @@ def test_csv_holds_exactly_the_figures():
     np.testing.assert_allclose([float(r["smoothed_loss"]) for r in rows], [0.15, 0.15, 0.2])
     rows = list(csv.DictReader(io.StringIO(perplexity_csv({4: 8.0}))))
     assert rows == [{"length": "4", "perplexity": "8.0", "loss": repr(float(np.log(8.0)))}]
+
+
+def test_a_table_is_read_as_it_was_written():
+    losses = PositionLosses(3)
+    losses.add(np.array([[0.1, 1 / 3, 0.3]]), np.array([[True, True, False]]))
+    mean, counts = from_csv(to_csv(losses))
+    np.testing.assert_array_equal(mean, losses.mean())
+    np.testing.assert_array_equal(counts, [1, 1, 0])
+    for text in ("", "position,loss\n0,1.0\n"):
+        with pytest.raises(ValueError, match="not a table of losses by position"):
+            from_csv(text)
 
 
 def test_wrong_lengths_are_refused():

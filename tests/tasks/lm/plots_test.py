@@ -50,6 +50,45 @@ def test_training_curve_with_nothing_or_broken_values(tmp_path, figures):
     assert plots.plot_training(records, path)
 
 
+def losses(*values, tokens=100):
+    """Records of a run with these training losses and a held-out loss of the last plus one at its end."""
+    records = [
+        {"kind": "train", "step": s, "loss": v, "tokens": (s + 1) * tokens} for s, v in enumerate(values)
+    ]
+    return [*records, {"kind": "eval", "step": len(values), "validation/loss": values[-1] + 1}]
+
+
+def test_losses_of_several_runs_are_drawn_by_tokens(tmp_path, figures):
+    runs = {"a": losses(5.0, 4.0, 3.0), "b": losses(6.0, 2.0, tokens=200), "unborn": []}
+    plots.plot_losses(runs, tmp_path / "losses.png", "title")
+    training, held_out = lines(figures[0]), lines(figures[0], 1)
+    np.testing.assert_array_equal(training["a"], [[100, 5], [200, 4], [300, 3]])
+    np.testing.assert_array_equal(training["b"], [[200, 6], [400, 2]])
+    np.testing.assert_array_equal(held_out["a"], [[300, 4]])
+    np.testing.assert_array_equal(held_out["b"], [[400, 3]])
+    assert "unborn" not in training
+    with pytest.raises(ValueError, match="no training loss"):
+        plots.plot_losses({"unborn": []}, tmp_path / "no.png")
+
+
+def test_pruning_is_drawn_by_layer_and_head(tmp_path, figures):
+    names = [f"pruning/layer_0{layer}/head_0{head}" for layer in (0, 1) for head in (0, 1)]
+    rows = {10: [0.0, 0.2, 0.4, 0.6], 20: [0.1, 0.3, 0.9, 0.9]}
+    records = [
+        {"kind": "eval", "step": s, "pruning/pruned": np.mean(v), **dict(zip(names, v, strict=True))}
+        for s, v in rows.items()
+    ]
+    assert plots.plot_pruning(records, tmp_path / "pruning.png")
+    drawn = lines(figures[0])
+    np.testing.assert_allclose(drawn["layer 0"], [[10, 0.1], [20, 0.2]])
+    np.testing.assert_allclose(drawn["layer 1"], [[10, 0.5], [20, 0.9]])
+    np.testing.assert_allclose(drawn["all"], [[10, 0.3], [20, 0.55]])
+    image = figures[0].axes[1].get_images()[0].get_array()
+    np.testing.assert_allclose(image, np.array(list(rows.values())).T)
+    assert not plots.plot_pruning([{"kind": "train", "step": 0}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_positions_of_several_runs_with_training_length(tmp_path, figures):
     length = 1024
     mean = np.linspace(4.0, 2.0, length)
