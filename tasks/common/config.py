@@ -32,6 +32,7 @@ __all__ = [
     "load_resolved",
     "override",
     "parse_command_line",
+    "run_config_file",
     "save_resolved",
     "to_json",
     "with_defaults",
@@ -49,6 +50,19 @@ def load_config(file_and_args: str) -> ConfigDict:
     Raises:
       ConfigError: no such file, no `get_config` in it, or arguments it does not accept.
     """
+    config = run_config_file(file_and_args, "get_config")
+    if not isinstance(config, ConfigDict):
+        name = file_and_args.partition(":")[0]
+        raise ConfigError(f"--config={name}: get_config returned {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def run_config_file(file_and_args: str, function: str) -> Any:
+    """What the function of that name in "path/file.py:key=value,..." returns; found as `load_config` says.
+
+    Raises:
+      ConfigError: no such file, no such function in it, or arguments it does not accept.
+    """
     name, _, arg = file_and_args.partition(":")
     path = _find_config(name)
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
@@ -56,15 +70,12 @@ def load_config(file_and_args: str) -> ConfigDict:
         raise ConfigError(f"--config={name}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={name}: the file defines no get_config(arg)")
+    if not hasattr(module, function):
+        raise ConfigError(f"--config={name}: the file defines no {function}(arg)")
     try:
-        config = module.get_config(arg or None)
+        return getattr(module, function)(arg or None)
     except ValueError as error:
         raise ConfigError(f"--config={file_and_args}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config={name}: get_config returned {type(config).__name__}, not a ConfigDict")
-    return config.lock()
 
 
 def _find_config(name: str) -> Path:
