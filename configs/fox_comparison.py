@@ -8,7 +8,7 @@ Mi tokens of the text, each seen once. Two seeds for FoX (Pro) and Transformer (
 without pruning.
 
 How long: 7 x 67.1 M + 12 x 5.2 M = 533 M tokens, 18 minutes at 500,000 tokens a second (a MFU of 0.21:
-45 M parameters at 8k context cost 420 MFLOP a token). 19 starts (programs are compiled once, and cached) and
+44 M parameters at 8k context cost 410 MFLOP a token). 19 starts (programs are compiled once, and cached) and
 the evaluations may come to 5 minutes more. Half the tokens (`tokens=32m`, half an epoch) are 298 M: 10
 minutes at that speed, 17 at 300,000 tokens a second. These are estimates; nothing of it was measured.
 

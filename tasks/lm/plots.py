@@ -18,6 +18,7 @@ from tasks.lm.perlength import SMOOTHING_WINDOW, perplexity_by_length, report_le
 _COLOURS = ("#1f6fb4", "#d9622b", "#3a9a5b", "#8b5fb0", "#b59120", "#c44e7d", "#4a9fb5", "#666666")
 _DPI = 130
 _MOST_COLUMNS = 1000
+_MOST_IN_AXES = 3  # curves that a legend inside the axes names
 
 
 class Curve(NamedTuple):
@@ -151,7 +152,7 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, tit
     for ax in (left, right):
         ax.set_xlabel("tokens trained on")
         ax.xaxis.set_major_formatter(FuncFormatter(_number))
-    left.legend(frameon=False, fontsize=8)
+    _name_curves(figure, (left, right))
     figure.suptitle(title)
     _save(figure, path)
 
@@ -232,6 +233,7 @@ def plot_positions(
         right.plot(
             *zip(*points.items(), strict=True), color=colour, marker="o", markersize=4, label=curve.name
         )
+    values = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in right.get_lines()])
     _mark_training_lengths((left, right), curves, longest)
     left.set(
         xlabel="position in the document (tokens)",
@@ -243,14 +245,29 @@ def plot_positions(
     left.set_xlim(max(begin, 1), longest)
     right.set_xscale("log", base=2)
     right.set(xlabel="length (tokens)", ylabel="perplexity", title="Perplexity by length")
+    values = values[np.isfinite(values)]
+    if (
+        len(values) and values.max() > 8 * values.min()
+    ):  # a model that falls apart must not flatten the others
+        right.set_yscale("log")
     for ax in (left, right):
         ax.xaxis.set_major_formatter(FuncFormatter(_number))
-        ax.legend(frameon=False)
+    _name_curves(figure, (left, right))
     if not log_x:
         left.set_xticks(np.linspace(0, longest, 9)[1:] if longest % 8 == 0 else left.get_xticks()[1:-1])
     if title:
         figure.suptitle(title)
     _save(figure, path)
+
+
+def _name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
+    """A legend in each of the axes, or one below all of them where it would cover the curves."""
+    handles, names = axes[0].get_legend_handles_labels()
+    if len(names) > _MOST_IN_AXES:
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        return
+    for ax in axes:
+        ax.legend(frameon=False)
 
 
 def _mark_training_lengths(axes: Sequence[Axes], curves: Sequence[Curve], longest: int) -> None:

@@ -106,6 +106,18 @@ def test_positions_of_several_runs_with_training_length(tmp_path, figures):
     assert figures[0].axes[0].get_xscale() == "log"
 
 
+def test_many_curves_are_named_below_and_far_ones_do_not_flatten_the_rest(tmp_path, figures):
+    counts = np.ones(64, np.int64)
+    curves = [plots.Curve(f"run {i}", np.full(64, 1.0 + i), counts, 32) for i in range(5)]
+    plots.plot_positions(curves[:2], tmp_path / "few.png", window=1)
+    plots.plot_positions(curves, tmp_path / "many.png", window=1)
+    few, many = figures
+    assert (len(few.legends), [ax.get_legend() is None for ax in few.axes]) == (0, [False, False])
+    assert [t.get_text() for t in many.legends[0].get_texts()] == [f"run {i}" for i in range(5)]
+    assert [ax.get_legend() for ax in many.axes] == [None, None]
+    assert (few.axes[1].get_yscale(), many.axes[1].get_yscale()) == ("linear", "log")
+
+
 def test_positions_without_losses_are_refused(tmp_path):
     empty = plots.Curve("none", np.full(4, np.nan), np.zeros(4, np.int64), None)
     for curves in ([], [empty]):
