@@ -19,7 +19,7 @@ from tasks.common.errors import ConfigError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CAPTION = ("command", "device", "jax", "commit", "date", "seed")
+CAPTION = ("measured", "command", "device", "jax", "commit", "date", "seed")
 _BLOCK = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""What pruning saves: forward and backward with a threshold against without, timed in turns."""
+"""Forgetting attention, timed: on an accelerator the table of `device_table`, on a CPU what pruning saves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kernels.common.bench import time_together
+from kernels.forgetting_attention import device_table
 from kernels.forgetting_attention.api import forgetting_attention
 from kernels.forgetting_attention.config import TileConfig
 from kernels.forgetting_attention.pruning import visited_fraction
@@ -17,7 +18,39 @@ from kernels.forgetting_attention.workloads import gates
 LOG_EPS = -10.0
 
 
-def rows(
+def rows(*, calls: int | None = None, only: str = "") -> list[dict[str, Any]]:
+    """The rows for the device that is there; see `device_table.rows` and `cpu_rows`.
+
+    Args:
+      calls: timed bursts (7 if None) on an accelerator, timed calls (3 if None) on a CPU.
+      only: on an accelerator, part of a shape's name, such as "H128".
+
+    Raises:
+      ValueError: `only` names no shape, or is given on a CPU.
+    """
+    if jax.default_backend() == "cpu":
+        if only:
+            raise ValueError(f"only={only!r}: there is one shape on a CPU")
+        return cpu_rows(calls=3 if calls is None else calls)
+    return device_table.rows(bursts=7 if calls is None else calls, only=only)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Which of the required and target times hold."""
+    judged = [row for row in rows if row.get("met", device_table.NOTHING) != device_table.NOTHING]
+    if not judged:
+        return ""
+    failed = [
+        f"{row['case']} {row['pass']} ({row['ratio']} > {row['required']})"
+        for row in judged
+        if row["met"] == "no"
+    ]
+    hit = sum(row["met"] == "target" for row in judged)
+    summary = f"required: {len(judged) - len(failed)} of {len(judged)} hold; target: {hit} of {len(judged)}"
+    return "\n  ".join([summary, *(f"not met: {name}" for name in failed)])
+
+
+def cpu_rows(
     *, batch: int = 1, length: int = 8192, heads: int = 8, head_dim: int = 64, calls: int = 3, seed: int = 0
 ) -> list[dict[str, Any]]:
     """One row per kind of gate ("fast", "mix"): milliseconds of forward and backward, pruned and exact.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels.common.bench import time_compiled, time_together
+from kernels.common.bench import compile_all, time_bursts, time_compiled, time_together
 
 
 def test_longer_work_takes_longer_and_compiling_is_apart() -> None:
@@ -21,3 +21,41 @@ def test_longer_work_takes_longer_and_compiling_is_apart() -> None:
 def test_zero_calls_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         time_compiled(jnp.sin, jnp.ones(2), calls=0)
+
+
+class Device:
+    """A device that takes `work` seconds a call and `sync` a wait, on a clock of its own."""
+
+    def __init__(self, work: float, sync: float) -> None:
+        self.work, self.sync, self.now, self.calls = work, sync, 0.0, 0
+
+    def run(self):
+        self.now += self.work
+        self.calls += 1
+        return jnp.zeros(())
+
+    def clock(self) -> float:
+        self.now += self.sync / 2
+        return self.now
+
+
+def test_a_burst_pays_for_one_wait_only() -> None:
+    device = Device(work=1e-3, sync=1e-3)
+    timed = time_bursts({"x": device.run}, bursts=3, seconds=0.2, clock=device.clock)["x"]
+    assert timed.calls > 50
+    assert timed.median_s == pytest.approx(1e-3, rel=0.02)
+    assert timed.spread == pytest.approx(0, abs=1e-6)
+    assert device.calls == 3 + 3 * timed.calls
+
+
+def test_slow_calls_make_bursts_of_one() -> None:
+    device = Device(work=1.0, sync=0.0)
+    assert time_bursts({"x": device.run}, bursts=1, seconds=0.05, clock=device.clock)["x"].calls == 1
+    with pytest.raises(ValueError, match="at least 1"):
+        time_bursts({"x": device.run}, bursts=0)
+
+
+def test_compiled_programs_keep_their_names() -> None:
+    programs = compile_all({"twice": (lambda x: 2 * x, (jnp.ones(3),)), "sum": (jnp.sum, (jnp.ones(3),))})
+    assert programs["twice"](jnp.ones(3)).tolist() == [2, 2, 2]
+    assert float(programs["sum"](jnp.ones(3))) == 3

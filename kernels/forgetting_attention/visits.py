@@ -1,0 +1,107 @@
+"""Which share of the causal tiles each pass visits, with an implementation's own tiles."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kernels.common.dispatch import choose, target
+from kernels.forgetting_attention.api import IMPLEMENTATIONS, PREFERENCE, Threshold
+from kernels.forgetting_attention.config import Options, Request, Tile, TileConfig
+from kernels.forgetting_attention.operands import attention_operands
+from kernels.forgetting_attention.pruning import acp_threshold
+from kernels.forgetting_attention.tile_ranges import Decay, TileRange, column_tiles, pruned_tiles, row_tiles
+
+# Products of one tile in the passes (README.md, "Cost"): what a share of tiles weighs.
+PRODUCTS = {"forward": 2, "backward_kv": 4, "backward_q": 3}
+
+
+class Visits(NamedTuple):
+    """Share of the causal tiles that each pass visits, in [0, 1]."""
+
+    forward: float
+    backward_kv: float
+    backward_q: float
+
+    @property
+    def both(self) -> float:
+        """Of forward and backward together, by their products."""
+        parts = self._asdict()
+        return sum(PRODUCTS[name] * parts[name] for name in parts) / sum(PRODUCTS.values())
+
+
+def own_tiles(q: Any, k: Any, implementation: str | None = None) -> tuple[str, TileConfig]:
+    """The implementation that would run plain causal attention of these shapes here, and its tiles.
+
+    Args:
+      q, k: [B, T, N, H] and [B, S, K, H], arrays or `jax.ShapeDtypeStruct`s.
+      implementation: None chooses.
+
+    Raises:
+      ImplementationError: the named one cannot take them.
+    """
+    op, device = "forgetting_attention", target()
+    batch, queries, heads, head_dim = q.shape
+    request = Request(
+        op=op, platform=device.platform, capability=device.capability, device=device.kind, dtype=str(q.dtype),
+        batch=batch, queries=queries, keys=k.shape[1], heads=heads, kv_heads=k.shape[2], head_dim=head_dim,
+    )  # fmt: skip
+    name, chosen = choose(op, IMPLEMENTATIONS, request, implementation, PREFERENCE)
+    return name, chosen.default_tiles(request)
+
+
+def measure_visits(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    log_fgate: Float[Array, "B S N"],
+    *,
+    tiles: TileConfig,
+    adaptive_threshold: Threshold = None,
+    log_pruning_tolerance: float = -10.0,
+) -> Visits:
+    """Counts the tiles of a causal call with the default scale; arguments as in `forgetting_attention`."""
+    count = jax.jit(_shares, static_argnames=("tiles", "mode", "log_eps"))
+    mode = adaptive_threshold if isinstance(adaptive_threshold, str) else None
+    limit = None if mode is not None or adaptive_threshold is None else jnp.asarray(adaptive_threshold)
+    shares = count(q, k, log_fgate, limit, tiles=tiles, mode=mode, log_eps=log_pruning_tolerance)
+    return Visits(*(float(np.mean(share)) for share in shares))
+
+
+def _shares(
+    q: Array,
+    k: Array,
+    log_fgate: Array,
+    limit: Array | None,
+    *,
+    tiles: TileConfig,
+    mode: str | None,
+    log_eps: float,
+) -> list[Array]:
+    keys, scale = k.shape[1], q.shape[3] ** -0.5
+    if mode == "auto":
+        limit = acp_threshold(q, k, sm_scale=scale, num_keys=keys, log_pruning_tolerance=log_eps)
+    if limit is not None:
+        limit = jnp.broadcast_to(limit, (q.shape[0], q.shape[2])).astype(jnp.float32)
+    tight = log_eps - float(np.log(keys)) if mode == "tight" else None
+    o, _ = attention_operands(
+        q, k, k, log_fgate, seq_start=None, segment_ids=None, kv_length=None, threshold=limit,
+        options=Options(scale, tight, tiles),
+    )  # fmt: skip
+    sides = (o.row_hi, o.col_hi, o.row_lo, o.col_lo)
+    decay = Decay(*(x.swapaxes(1, 2) for x in sides if x is not None))
+
+    def share(tile: Tile, ranges: Any, side: int) -> Array:
+        def visited(kept: Array | None) -> Array:
+            found: TileRange = ranges(o.first, o.last, o.head_first, kept, tile, keys)
+            return (found.end - found.begin).sum(axis=-1)
+
+        pruned = pruned_tiles(decay, o.threshold, o.norms, tight, tile)
+        return visited(None if pruned is None else pruned[side]) / visited(None)
+
+    return [
+        share(tiles.forward, column_tiles, 0),
+        share(tiles.backward_kv, row_tiles, 1),
+        share(tiles.backward_q, column_tiles, 0),
+    ]
