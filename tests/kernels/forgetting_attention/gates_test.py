@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kernels.forgetting_attention import gate_sums
-from kernels.forgetting_attention._xla_chunked_bounds import Decay
 from kernels.forgetting_attention._xla_chunked_loops import relative_decay
 from kernels.forgetting_attention.gates import segment_gate_sums
+from kernels.forgetting_attention.tile_ranges import Decay
 
 NEAR = 64
 

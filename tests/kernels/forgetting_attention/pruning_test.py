@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kernels.forgetting_attention import (
     TileConfig,
     acp_threshold,
+    differentiable,
     forgetting_attention,
     prune_bounds,
     threshold_from_bound,
@@ -20,6 +21,8 @@ from kernels.forgetting_attention import (
 )
 from kernels.forgetting_attention import reference as reference_module
 from kernels.forgetting_attention.config import Options
+from kernels.forgetting_attention.differentiable import Passes, Saved
+from kernels.forgetting_attention.operands import Operands, Static
 from kernels.forgetting_attention.pruning import kept_tiles_tight, score_norms
 from kernels.forgetting_attention.workloads import gates
 
@@ -145,7 +148,7 @@ def test_published_threshold_formula() -> None:
     assert half.dtype == jnp.float32
 
 
-def operands_of(mode: str, heads_per_step: int) -> tuple[xla_chunked.Operands, xla_chunked.Static, jax.Array]:
+def operands_of(mode: str, heads_per_step: int) -> tuple[Operands, Static, jax.Array]:
     """The inside of one call, through the very function that the public one runs."""
     rng = np.random.default_rng(3)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 200, 4, 16)), jnp.float32) for _ in range(3))
@@ -155,12 +158,12 @@ def operands_of(mode: str, heads_per_step: int) -> tuple[xla_chunked.Operands, x
     threshold = acp_threshold(q, k, sm_scale=0.25, num_keys=200) if mode == "auto" else None
     seen = {}
 
-    def record(operands: xla_chunked.Operands, static: xla_chunked.Static) -> tuple[jax.Array, jax.Array]:
+    def record(operands: Operands, static: Static, passes: Passes) -> tuple[jax.Array, jax.Array]:
         seen.update(operands=operands, static=static)
         return operands.q, operands.row_hi
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xla_chunked, "_attend", record)
+        patch.setattr(differentiable, "_attend", record)
         xla_chunked.attention(
             q, k, v, log_fgate, seq_start=None, segment_ids=None, kv_length=None, threshold=threshold,
             options=Options(0.25, tight, tiles),
@@ -175,9 +178,9 @@ def test_executed_tiles_equal_the_bounds(mode: str, heads_per_step: int) -> None
     tiles = static.options.tiles
 
     @jax.jit
-    def count(operands: xla_chunked.Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def count(operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
         out, lse, forward = xla_chunked.forward(operands, static)
-        _, (kv, q) = xla_chunked.backward((xla_chunked.Saved(operands, out, lse), out, lse), static)
+        _, (kv, q) = xla_chunked.backward((Saved(operands, out, lse), out, lse), static)
         return forward, kv, q
 
     sums = [np.asarray(x, np.float64).swapaxes(1, 2) for x in operands[3:7]]

@@ -62,7 +62,8 @@ def test_packed_documents_equal_each_alone() -> None:
         part = slice(begin, begin + length)
         alone = pull(tuple(x[:, part] for x in (q, k, v, log_fgate)), cotangent[:, part])
         for a, b in zip(packed, alone, strict=True):
-            np.testing.assert_allclose(a[:, part], b, rtol=0, atol=2e-6)
+            # The gradient of a gate is a sum over its segment, added in another order: a few ulps of 4.
+            np.testing.assert_allclose(a[:, part], b, rtol=0, atol=4e-6)
         np.testing.assert_array_equal(packed[4][:, begin], 0)
         begin += length
 
