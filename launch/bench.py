@@ -35,6 +35,8 @@ from tasks.common.resolved import atomic_write
 
 # Flag -> module of the package; without one it is `benchmark`.
 MODES = {"accuracy": "accuracy", "tune": "tuner", "agreement": "agreement"}
+# Keyword of `rows` -> option.
+OPTIONS = {"calls": "--calls", "only": "--only", "settings": "--set", "profile": "--profile"}
 # Columns at most as wide as this where the output is no terminal.
 _WIDTH = 220
 
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--calls", type=int, help="timed calls, bursts or steps of each function")
     parser.add_argument("--only", help="part of the cases; the benchmark says which there are")
-    parser.add_argument("--set", metavar="KEY=VALUE,...", help="config values of a training benchmark")
+    parser.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE,...", help="config values of a training benchmark"
+    )
     parser.add_argument(
         "--profile", type=Path, metavar="DIR", help="folder for a profiler trace of each case"
     )
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--calls={options.calls}: must be at least 1")
     mode = next((MODES[name] for name in MODES if getattr(options, name)), "benchmark")
     module = benchmark(options.package, mode)
-    given = {name: getattr(options, name) for name in ("calls", "only", "set", "profile")}
+    given = {name: getattr(options, name) for name in OPTIONS}
     arguments = {name: value for name, value in given.items() if value is not None}
     facts = circumstances(words, options.commit)
     try:
@@ -98,8 +102,10 @@ def _accepted(module: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     taken = inspect.signature(module.rows).parameters
     for name in arguments:
         if name not in taken:
-            valid = [f"--{option}" for option in ("calls", "only", "set", "profile") if option in taken]
-            raise ConfigError(f"--{name} is no option of {module.__name__}: {nearest(f'--{name}', valid)}")
+            valid = [option for keyword, option in OPTIONS.items() if keyword in taken]
+            raise ConfigError(
+                f"{OPTIONS[name]} is no option of {module.__name__}: {nearest(OPTIONS[name], valid)}"
+            )
     return arguments
 
 

@@ -1,5 +1,6 @@
 """Which share of the causal tiles each pass visits, with an implementation's own tiles."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ class Visits(NamedTuple):
         return sum(PRODUCTS[name] * parts[name] for name in parts) / sum(PRODUCTS.values())
 
 
-def own_tiles(q: Any, k: Any, implementation: str | None = None) -> tuple[str, TileConfig]:
+def own_tiles(q: Any, k: Any, implementation: str | Sequence[str] | None = None) -> tuple[str, TileConfig]:
     """The implementation that would run plain causal attention of these shapes here, and its tiles.
 
     Args:

@@ -59,11 +59,18 @@ def train(config: Any, workdir: Path) -> TrainState:
     Raises:
       ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
     """
+    state = fit(make_job(config, workdir))
+    print_summary(workdir)
+    return state
+
+
+def make_job(config: Any, workdir: Path) -> Job:
+    """What the shared loop is told of a configuration; arguments and errors as those of `train`."""
     cfg = freeze_all(config)
     mesh = make_mesh(cfg.mesh)
     training = cfg.train.on_devices(mesh.size)
     shapes = jax.eval_shape(lambda key: fox.init_params(cfg.model, key), jax.random.key(0))
-    job = Job(
+    return Job(
         workdir=workdir,
         seed=cfg.seed,
         mesh=mesh,
@@ -87,9 +94,6 @@ def train(config: Any, workdir: Path) -> TrainState:
         num_workers=training.num_workers,
         prefetch=training.prefetch,
     )
-    state = fit(job)
-    print_summary(workdir)
-    return state
 
 
 def open_run_data(cfg: LMConfig, mesh: Mesh, workdir: Path) -> RunData:
