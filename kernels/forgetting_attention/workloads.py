@@ -1,7 +1,6 @@
 """Named workloads of forgetting attention: what contract tests and benchmarks run.
 
-Every op package has such a module: `SHAPES`, `make_call`, `run` and `poisoned` are what `tests/contracts`
-calls.
+Every op package has such a module; `tests/contracts/kernel_contract.py` says what is in it.
 """
 
 import dataclasses
@@ -14,11 +13,15 @@ from jaxtyping import Array
 
 from kernels.forgetting_attention.api import forgetting_attention
 from kernels.forgetting_attention.config import TileConfig
+from kernels.forgetting_attention.visits import own_tiles as tiles_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One shape with its options; arrays are drawn from a seed by `make_call`."""
+    """One shape with its options; arrays are drawn from a seed by `make_call`.
+
+    Without `tiles` a call gets those of the implementation that runs it. `dtypes`: what a device tests.
+    """
 
     batch: int
     queries: int
@@ -33,6 +36,7 @@ class Workload:
     pruning: float | str | None = None
     sm_scale: float | None = None
     tiles: TileConfig | None = None
+    dtypes: tuple[str, ...] = ("bfloat16",)
 
 
 SMALL_TILES = TileConfig((16, 32), (32, 16), (16, 16))
@@ -66,6 +70,46 @@ SHAPES: dict[str, Workload] = {
     "pruned_tight": Workload(1, 111, 111, 4, 2, 16, gates="fast", pruning="tight", tiles=SMALL_TILES),
 }
 
+# Kernels of one kind of device want tiles of their own, and lengths of several of them.
+DEVICE_IMPLEMENTATIONS = {"pallas_mosaic_gpu": "gpu"}
+BOTH = ("bfloat16", "float16")
+OTHER_TILES = TileConfig((192, 64), (128, 128), (192, 64))
+DEVICE_SHAPES: dict[str, Workload] = {
+    "odd_511": Workload(1, 511, 511, 3, 3, 64, dtypes=BOTH),
+    "one_tile_in_part": Workload(2, 37, 37, 2, 2, 64),
+    "other_tiles": Workload(1, 450, 450, 2, 2, 64, tiles=OTHER_TILES),
+    "head_dim_24": Workload(1, 200, 200, 2, 2, 24),
+    "head_dim_80": Workload(1, 333, 333, 2, 1, 80),
+    "head_dim_128": Workload(1, 391, 420, 2, 2, 128, dtypes=BOTH),
+    "head_dim_256": Workload(1, 263, 300, 4, 2, 256, dtypes=BOTH),
+    "rectangle": Workload(2, 150, 613, 2, 2, 64),
+    "one_query": Workload(2, 1, 300, 4, 2, 64),
+    "buffer": Workload(3, 200, 500, 2, 2, 64, kv_length=(500, 333, 200)),
+    "buffer_shorter_than_queries": Workload(3, 300, 400, 2, 1, 64, kv_length=(400, 130, 0)),
+    "left_padding": Workload(3, 333, 333, 2, 2, 64, seq_start=(0, 170, 333)),
+    "left_padding_rectangle": Workload(2, 270, 400, 2, 2, 64, seq_start=(3, 230), sm_scale=0.5),
+    "packed": Workload(2, 630, 630, 2, 2, 64, segments=(100, 1, 300, 29, 200)),
+    "packed_rectangle_grouped": Workload(1, 300, 450, 4, 2, 64, segments=(125, 150, 175)),
+    "everything": Workload(
+        2, 300, 600, 4, 2, 64, kv_length=(600, 430), seq_start=(40, 190), segments=(250, 130, 220),
+        dtypes=BOTH,
+    ),
+    "everything_head_dim_128": Workload(
+        2, 300, 600, 4, 2, 128, kv_length=(600, 430), seq_start=(40, 190), segments=(250, 130, 220)
+    ),
+    "one_kv_head": Workload(1, 256, 256, 4, 1, 64, sm_scale=-0.1),
+    "pruned_threshold": Workload(1, 699, 699, 4, 2, 64, pruning=-3.0, dtypes=BOTH),
+    "pruned_rectangle": Workload(2, 400, 650, 4, 4, 128, pruning=-3.0),
+    "pruned_packed_buffer": Workload(
+        2, 500, 700, 4, 2, 64, pruning=-3.0, kv_length=(700, 530), segments=(390, 310)
+    ),
+    "pruned_auto": Workload(1, 640, 640, 4, 4, 64, pruning="auto"),
+    "pruned_tight": Workload(1, 640, 640, 4, 2, 64, pruning="tight", dtypes=BOTH),
+    "pruned_tight_everything": Workload(
+        2, 500, 700, 4, 2, 64, pruning="tight", kv_length=(700, 530), seq_start=(0, 90), segments=(600, 100)
+    ),
+}  # fmt: skip
+
 # The gradients of pruned passes depend on the tiles, which `reference` is given too.
 DIFFERENTIABLE = ("q", "k", "v", "log_fgate")
 
@@ -84,7 +128,7 @@ def make_call(work: Workload, seed: int = 0) -> tuple[dict[str, np.ndarray], dic
         "log_fgate": gates(work.gates, rng, (work.batch, work.keys, work.heads)),
     }
     options: dict[str, Any] = {
-        "sm_scale": work.sm_scale, "adaptive_threshold": work.pruning, "tiles": work.tiles or TileConfig(),
+        "sm_scale": work.sm_scale, "adaptive_threshold": work.pruning, "tiles": work.tiles,
     }  # fmt: skip
     for name in ("kv_length", "seq_start"):
         value = getattr(work, name)
@@ -94,6 +138,15 @@ def make_call(work: Workload, seed: int = 0) -> tuple[dict[str, np.ndarray], dic
         ids = np.repeat(np.arange(len(work.segments)) % 2, work.segments)
         options["segment_ids"] = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (work.batch, work.keys))
     return arrays, options
+
+
+def own_tiles(arrays: dict[str, Array], options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options with the tiles that an implementation takes here if it is given none.
+
+    Raises:
+      ImplementationError: it cannot run here.
+    """
+    return {**options, "tiles": options["tiles"] or tiles_of(arrays["q"], arrays["k"], name)[1]}
 
 
 def gates(kind: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
