@@ -7,8 +7,8 @@
     python -m launch.bench tasks.lm --agreement                         loss curves of two implementations
 
 A benchmark is a module of the package with `rows(...) -> list of dicts of one set of keys`, whose keyword
-arguments are the options it takes. If it has `verdict(rows) -> str`, that is printed last; if it has
-`save(rows, facts, path)`, that writes the result instead.
+arguments are the options it takes; `figure` is the output's name as a PNG. If it has `verdict(rows) -> str`,
+that is printed last; if it has `save(rows, facts, path)`, that writes the result instead.
 """
 
 import datetime
@@ -65,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     mode = next((MODES[name] for name in MODES if getattr(options, name)), "benchmark")
     module = benchmark(options.package, mode)
     given = {name: getattr(options, name) for name in OPTIONS}
-    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments = _accepted(module, {name: value for name, value in given.items() if value is not None})
+    if options.output is not None and "figure" in inspect.signature(module.rows).parameters:
+        arguments["figure"] = options.output.with_suffix(".png")
     facts = circumstances(words, options.commit)
     try:
-        rows = module.rows(**_accepted(module, arguments))
+        rows = module.rows(**arguments)
     except ValueError as error:
         raise ConfigError(f"{options.package}: {error}") from error
     _print(rows, f"{options.package} on {facts['device']}, jax {jax.__version__}")

@@ -95,3 +95,14 @@ def test_options_the_module_does_not_take_are_named(
 def test_wrong_arguments_are_named(argv: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench.main(argv)
+
+
+def test_a_figure_lies_beside_the_output(fake: dict[str, Any], tmp_path: Path) -> None:
+    def rows(*, figure: Path | None = None) -> list[dict[str, Any]]:
+        fake["figure"] = figure
+        return [{"case": "a"}]
+
+    fake["module"].rows = rows
+    bench.main(["tasks.lm", "--agreement", f"--output={tmp_path / 'x.json'}"])
+    assert fake["figure"] == tmp_path / "x.png"
+    assert read_rows(tmp_path / "x.json")[0]["case"] == "a"
