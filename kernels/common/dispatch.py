@@ -5,8 +5,59 @@ goes through the implementations in order of preference and takes the first that
 itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+
+class Target(NamedTuple):
+    """What programs are compiled for.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      capability: compute capability of an NVIDIA GPU, such as "9.0"; None elsewhere.
+      kind: name of the device, such as "NVIDIA H200".
+      cores: its streaming multiprocessors, for kernels that keep one program on each.
+    """
+
+    platform: str
+    capability: str | None
+    kind: str
+    cores: int
+
+
+_assumed: contextvars.ContextVar[Target | None] = contextvars.ContextVar("assumed_target", default=None)
+
+
+def target() -> Target:
+    """The default device, or what `compiling_for` says."""
+    assumed = _assumed.get()
+    if assumed is not None:
+        return assumed
+    device = jax.devices()[0]
+    capability, cores = (getattr(device, name, None) for name in ("compute_capability", "core_count"))
+    return Target(jax.default_backend(), capability, device.device_kind, cores or 1)
+
+
+@contextlib.contextmanager
+def compiling_for(
+    platform: str, capability: str | None = None, kind: str = "unknown", cores: int = 132
+) -> Iterator[Target]:
+    """Chooses implementations for another device than the default one.
+
+    For exporting programs from a machine without it, and for running its kernels interpreted. The choice is
+    made
+    when a function is traced: trace inside the context.
+    """
+    assumed = Target(platform, capability, kind, cores)
+    token = _assumed.set(assumed)
+    try:
+        yield assumed
+    finally:
+        _assumed.reset(token)
 
 
 @runtime_checkable

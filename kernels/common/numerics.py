@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kernels.common.tiling import pad_axis_to
+
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """The rounded sum of a and b, and its exact rounding error (Knuth)."""
@@ -29,9 +31,45 @@ def add_pairs(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Ar
     return hi, error - (hi - total)
 
 
+# Entries summed by one product with a triangle of ones. With 128, sums of 17-bit terms are exact in float32.
+_BLOCK = 128
+
+
 def compensated_cumsum(x: Float[Array, "B S N"]) -> tuple[Float[Array, "B S N"], Float[Array, "B S N"]]:
-    """Inclusive cumulative sum along axis 1 as a pair (hi, lo), in log2(S) parallel steps."""
-    return _doubling_scan(add_pairs, (x, jnp.zeros_like(x)))
+    """Inclusive cumulative sum along axis 1 as a pair (hi, lo), by products with triangles of ones.
+
+    Every block of 128 is split into leading bits, whose sums are exact in whatever order they are taken, and
+    a remainder, whose rounding lies 2^-31 below the block's largest entry. The block totals are summed alike.
+    """
+    return _blocked_cumsum(x, jnp.zeros_like(x))
+
+
+def reverse_cumsum(x: Float[Array, "B S N"]) -> Float[Array, "B S N"]:
+    """Sum of x over [s, S) along axis 1, accurate to one rounding."""
+    hi, lo = compensated_cumsum(x[:, ::-1])
+    return (hi + lo)[:, ::-1]
+
+
+def _blocked_cumsum(hi: Array, lo: Array) -> tuple[Array, Array]:
+    batch, length, lanes = hi.shape
+    block = min(_BLOCK, length)
+    hi, lo = (pad_axis_to(x, 1, block).reshape(batch, -1, block, lanes) for x in (hi, lo))
+    # Adding and subtracting sigma rounds to multiples of half its ulp at least: 128 of them cannot overflow
+    # the mantissa.
+    sigma = 4 * _BLOCK * jnp.max(jnp.abs(hi), axis=2, keepdims=True)
+    leading = (hi + sigma) - sigma
+    triangle = jnp.tril(jnp.ones((block, block), hi.dtype))
+    exact, rest = (
+        jnp.einsum("ij,bcjn->bcin", triangle, part, precision=jax.lax.Precision.HIGHEST)
+        for part in (leading, (hi - leading) + lo)
+    )
+    sums = two_sum(exact, rest)
+    if hi.shape[1] > 1:
+        totals = _blocked_cumsum(*(part[:, :, -1] for part in sums))
+        before = (jnp.pad(part, ((0, 0), (1, 0), (0, 0)))[:, :-1, None] for part in totals)
+        sums = add_pairs(tuple(before), sums)  # type: ignore[arg-type]
+    out_hi, out_lo = (part.reshape(batch, -1, lanes)[:, :length] for part in sums)
+    return out_hi, out_lo
 
 
 def reverse_segment_cumsum(x: Float[Array, "B S N"], ends: Bool[Array, "B S"]) -> Float[Array, "B S N"]:

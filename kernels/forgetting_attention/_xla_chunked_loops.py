@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from kernels.common.manual import varying_zeros
 from kernels.common.tiling import ceil_div, pad_axis_to
-from kernels.forgetting_attention._xla_chunked_bounds import Decay, TileRange
 from kernels.forgetting_attention.config import Tile
+from kernels.forgetting_attention.tile_ranges import Decay, TileRange
 
 
 class Rows(NamedTuple):

@@ -8,28 +8,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels.common.dispatch import choose, explain_choice
-from kernels.forgetting_attention import arguments, pruning, reference, xla_chunked
-from kernels.forgetting_attention.config import Options, Request, TileConfig, default_tiles
+from kernels.common.dispatch import choose, explain_choice, target
+from kernels.forgetting_attention import arguments, pallas_mosaic_gpu, pruning, reference, xla_chunked
+from kernels.forgetting_attention.config import Options, Request, TileConfig
 from kernels.forgetting_attention.spans import KeySpans
 
 Threshold = float | str | Array | None
 
 
 class AttentionImplementation(NamedTuple):
-    """An implementation: whether it can take a call, and its two entry points."""
+    """An implementation: whether it can take a call, its tiles if none are given, and its two entry
+    points.
+    """
 
     supports: Callable[[Request], str | None]
+    default_tiles: Callable[[Request], TileConfig]
     attention: Callable[..., tuple[Array, Array]]
     partial: Callable[..., tuple[Array, Array]]
 
 
 IMPLEMENTATIONS: Mapping[str, AttentionImplementation] = {
-    "xla_chunked": AttentionImplementation(xla_chunked.supports, xla_chunked.attention, xla_chunked.partial),
-    "reference": AttentionImplementation(reference.supports, reference.attention, reference.partial),
+    name: AttentionImplementation(module.supports, module.default_tiles, module.attention, module.partial)
+    for name, module in (
+        ("pallas_mosaic_gpu", pallas_mosaic_gpu),
+        ("xla_chunked", xla_chunked),
+        ("reference", reference),
+    )
 }
 # Automatic choice, best first. `reference` holds T x S arrays, so it runs only when asked for by name.
-PREFERENCE = ("xla_chunked",)
+PREFERENCE = ("pallas_mosaic_gpu", "xla_chunked")
 
 
 def forgetting_attention(
@@ -104,7 +111,9 @@ def forgetting_attention(
         op, q, k, adaptive_threshold, scale, log_pruning_tolerance, seq_start, kv_length
     )
     numeric = adaptive_threshold is not None and not isinstance(adaptive_threshold, str)
-    options = Options(scale, tight_log_eps, tiles or default_tiles(request), zero_first_gate=not numeric)
+    options = Options(
+        scale, tight_log_eps, tiles or chosen.default_tiles(request), zero_first_gate=not numeric
+    )
     out, lse = chosen.attention(
         q, k, v, log_fgate, seq_start=seq_start, segment_ids=segment_ids, kv_length=kv_length,
         threshold=threshold, options=options,
@@ -193,7 +202,7 @@ def attend_partial(
     )  # fmt: skip
     return chosen.partial(
         q, k, v, row_decay, col_decay, spans=spans, threshold=threshold,
-        options=Options(scale, None, tiles or default_tiles(request)),
+        options=Options(scale, None, tiles or chosen.default_tiles(request)),
     )  # fmt: skip
 
 
@@ -280,8 +289,10 @@ def _request(
     else:
         mode = adaptive_threshold if isinstance(adaptive_threshold, str) else "threshold"
     batch, queries, heads, head_dim = q.shape
+    device = target()
     return Request(
-        op=op, platform=jax.default_backend(), dtype=str(q.dtype), batch=batch, queries=queries,
+        op=op, platform=device.platform, capability=device.capability, device=device.kind, dtype=str(q.dtype),
+        batch=batch, queries=queries,
         keys=k.shape[1], heads=heads, kv_heads=k.shape[2], head_dim=head_dim,
         pruning=mode, packed=segment_ids is not None,
         left_padded=seq_start is not None, buffered=kv_length is not None, tiles=tiles,

@@ -56,6 +56,8 @@ class Request:
 
     op: str
     platform: str
+    capability: str | None
+    device: str
     dtype: str
     batch: int
     queries: int
@@ -74,7 +76,7 @@ class Request:
         options += [name for name in ("packed", "left_padded", "buffered") if getattr(self, name)]
         return (
             f"B{self.batch} T{self.queries} S{self.keys} N{self.heads} K{self.kv_heads} H{self.head_dim}"
-            f" {self.dtype} on {self.platform}, {', '.join(options)}"
+            f" {self.dtype} on {self.device}, {', '.join(options)}"
         )
 
 
@@ -95,23 +97,3 @@ class Options:
     tight_log_eps: float | None
     tiles: TileConfig
     zero_first_gate: bool = True
-
-
-# Scores `xla_chunked` may hold at a time on an accelerator: 2^26 float32 values are 256 MiB.
-_SCORES_AT_A_TIME = 1 << 26
-
-
-def default_tiles(request: Request) -> TileConfig:
-    """Tile sizes used when the caller gives none.
-
-    On a CPU heads run one after the other over tiles that stay in its caches. On an accelerator every step of
-    the loops is a handful of launches, so all heads go together and tiles are large (README.md, "Measured").
-    """
-    if request.platform == "cpu":
-        return TileConfig()
-    longest, lanes = max(request.queries, request.keys), request.batch * request.heads
-    side = 1024
-    while side > 128 and (side >= 2 * longest or lanes * side * side > _SCORES_AT_A_TIME):
-        side //= 2
-    tile = (side, side)
-    return TileConfig(tile, tile, tile, heads_per_step=lanes)

@@ -127,35 +127,27 @@ def kept_tiles(
     tile: Tile,
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
     """First kept column tile per row tile, and count of kept row tiles per column tile, for D = row + col."""
+    # Comparing all pairs of blocks at once is quicker on a GPU than a binary search, which is many small
+    # steps.
+    return _kept_range(~(_block_gaps(row_hi, row_lo, col_hi, col_lo, tile) < threshold[:, :, None, None]))
+
+
+def _block_gaps(
+    row_hi: Array, row_lo: Array, col_hi: Array, col_lo: Array, tile: Tile
+) -> Float[Array, "B N Mr Mc"]:
+    """Largest D of every tile: of its first row and last column."""
     first_row = jnp.arange(0, row_hi.shape[2], tile[0])
     last_col = _last_columns(col_hi.shape[2], tile[1])
-
-    def one_head(r_hi: Array, r_lo: Array, c_hi: Array, c_lo: Array, limit: Array) -> tuple[Array, Array]:
-        # kept iff row + col >= limit; both row and col are monotone, so each bound is one binary search.
-        start = _count_pruned(c_hi, c_lo, r_hi, r_lo, limit)
-        end = r_hi.shape[0] - _count_pruned(r_hi[::-1], r_lo[::-1], c_hi, c_lo, limit)
-        return start, end
-
-    per_head = jax.vmap(jax.vmap(one_head))
-    rows = row_hi[:, :, first_row], row_lo[:, :, first_row]
-    return per_head(*rows, col_hi[:, :, last_col], col_lo[:, :, last_col], threshold)
+    gap = row_hi[:, :, first_row, None] + col_hi[:, :, None, last_col]
+    return gap + (row_lo[:, :, first_row, None] + col_lo[:, :, None, last_col])
 
 
-def _count_pruned(
-    rising_hi: Array, rising_lo: Array, other_hi: Array, other_lo: Array, limit: Array
-) -> Int[Array, " M"]:
-    """For each `other`, how many leading entries of `rising` have rising + other < limit (binary search)."""
-    count = rising_hi.shape[0]
-    low = jnp.zeros_like(other_hi, jnp.int32)
-    high = jnp.full_like(low, count)
-    for _ in range(count.bit_length()):
-        middle = (low + high) // 2
-        probe = jnp.minimum(middle, count - 1)
-        pruned = (rising_hi[probe] + other_hi) + (rising_lo[probe] + other_lo) < limit
-        searching = low < high
-        low = jnp.where(searching & pruned, middle + 1, low)
-        high = jnp.where(searching & ~pruned, middle, high)
-    return low
+def _kept_range(kept: Bool[Array, "B N Mr Mc"]) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
+    """First kept column tile per row tile, and end of the kept row tiles per column tile."""
+    rows, columns = kept.shape[2:]
+    start = jnp.where(kept, jnp.arange(columns, dtype=jnp.int32), columns).min(axis=3)
+    end = jnp.where(kept, jnp.arange(1, rows + 1, dtype=jnp.int32)[:, None], 0).max(axis=2)
+    return start, end
 
 
 class ScoreNorms(NamedTuple):
@@ -209,21 +201,12 @@ def kept_tiles_tight(
     a prefix: the first one that must stay decides (and the last row tile that must stay, for the second
     bound).
     """
-    first_row = jnp.arange(0, row_hi.shape[2], tile[0])
-    last_col = _last_columns(col_hi.shape[2], tile[1])
-    q_norm, reach = (
-        blocks(norms.q_norm, tile[0], 0.0).max(-1),
-        _tile_reach(row_hi, row_lo, norms.diagonal, tile[0]),
-    )
+    q_norm = blocks(norms.q_norm, tile[0], 0.0).max(-1)
     k_norm = blocks(norms.k_norm, tile[1], 0.0).max(-1)
+    reach = _tile_reach(row_hi, row_lo, norms.diagonal, tile[0])
     # Block pairs, not token pairs; the comparisons are reduced without being stored.
-    gap = row_hi[:, :, first_row, None] + col_hi[:, :, None, last_col]
-    gap += row_lo[:, :, first_row, None] + col_lo[:, :, None, last_col]
-    kept = q_norm[..., None] * k_norm[..., None, :] + reach[..., None] + gap >= log_eps
-    n_rows, n_cols = kept.shape[2:]
-    start = jnp.where(kept, jnp.arange(n_cols, dtype=jnp.int32), n_cols).min(axis=3)
-    end = jnp.where(kept, jnp.arange(1, n_rows + 1, dtype=jnp.int32)[:, None], 0).max(axis=2)
-    return start, end
+    gap = _block_gaps(row_hi, row_lo, col_hi, col_lo, tile)
+    return _kept_range(q_norm[..., None] * k_norm[..., None, :] + reach[..., None] + gap >= log_eps)
 
 
 def _tile_reach(row_hi: Array, row_lo: Array, diagonal: Array, rows: int) -> Float[Array, "B N Mr"]:

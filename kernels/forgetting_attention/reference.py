@@ -12,13 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kernels.forgetting_attention.config import Options, Request, Tile
+from kernels.forgetting_attention.config import Options, Request, Tile, TileConfig
 from kernels.forgetting_attention.spans import KeySpans
 
 
 def supports(request: Request) -> str | None:
     """Takes everything."""
     return None
+
+
+def default_tiles(request: Request) -> TileConfig:
+    """Tiles only matter with pruning."""
+    return TileConfig()
 
 
 def attention(

@@ -19,6 +19,7 @@ class KeySpans(NamedTuple):
       head_first: per-head start, or None.
       keeps_left: whether every row sees from key 0 on (static): then only `last` needs masks.
       all_filled: whether every row and key takes part (static): otherwise the others may hold anything.
+      plain_causal: whether row i sees exactly the keys up to i + S - T (static): spans need not be read.
     """
 
     first: Int[Array, "B T"]
@@ -26,6 +27,7 @@ class KeySpans(NamedTuple):
     head_first: Int[Array, "B N"] | None
     keeps_left: bool
     all_filled: bool
+    plain_causal: bool
 
     @classmethod
     def of(
@@ -58,18 +60,21 @@ class KeySpans(NamedTuple):
             sorted_ids = jnp.where(filled, segment_ids, jnp.iinfo(segment_ids.dtype).max)
             first = jnp.maximum(first, _search(sorted_ids, query_segment_ids, "left"))
             last = jnp.minimum(last, _search(sorted_ids, query_segment_ids, "right") - 1)
+        keeps_left = seq_start is None and segment_ids is None and first_key is None
+        all_filled = all(x is None for x in (kv_length, seq_start, first_key, query_offset))
         return cls(
             first,
             last,
             None if first_key is None else first_key.astype(jnp.int32),
-            keeps_left=seq_start is None and segment_ids is None and first_key is None,
-            all_filled=all(x is None for x in (kv_length, seq_start, first_key, query_offset)),
+            keeps_left,
+            all_filled,
+            plain_causal=causal and keeps_left and all_filled and queries <= keys,
         )
 
     def in_runs(self, run_start: Int[Array, "B S"], row_at: Int[Array, "B T"]) -> Self:
         """Keeps rows inside their run: `run_start` is the first position of every key's run."""
         first = jnp.take_along_axis(run_start, row_at, axis=1)
-        return self._replace(first=jnp.maximum(self.first, first), keeps_left=False)
+        return self._replace(first=jnp.maximum(self.first, first), keeps_left=False, plain_causal=False)
 
     def visible(self, keys: int) -> Bool[Array, "B T S"] | Bool[Array, "B N T S"]:
         """The spans as a dense mask, O(T * S): for the reference only."""

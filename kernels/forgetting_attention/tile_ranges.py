@@ -1,4 +1,4 @@
-"""Loop bounds of `xla_chunked`: which tiles each block visits, and which of them need entry masks.
+"""Loop bounds: which tiles each block visits, and which of them need entry masks.
 
 Everything is per lane, where a lane is one (batch entry, key/value head), and per query head r of the
 lane's group.
@@ -77,14 +77,14 @@ def row_tiles(
     first: Int[Array, "L T"], last: Int[Array, "L T"], head_first: Int[Array, "L R"],
     kept_until: Int[Array, "L R Mc"] | None, tile: Tile, keys: int,
 ) -> TileRange:  # fmt: skip
-    """Row tiles visited by every column block; spans never decrease, so each bound is one binary search."""
+    """Row tiles visited by every column block; spans never decrease, so each bound is a count."""
     rows, columns = tile
     first_b, last_b = blocks(first, rows, None), blocks(last, rows, None)
     begin_of = jnp.arange(ceil_div(keys, columns), dtype=jnp.int32) * columns
     end_of = begin_of + columns - 1
 
-    def count(sorted_values: Array, below: Array) -> Array:
-        return jax.vmap(lambda values: jnp.searchsorted(values, below))(sorted_values)[:, None]
+    def count(values: Array, below: Array) -> Array:
+        return (values[:, None, :] < below[:, None]).sum(axis=-1, dtype=jnp.int32)[:, None]
 
     seen = head_first[:, :, None] <= end_of
     whole = head_first[:, :, None] <= begin_of

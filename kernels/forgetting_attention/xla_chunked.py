@@ -1,6 +1,6 @@
 """Forgetting attention in plain XLA: linear in memory, skips pruned tiles, runs on any platform.
 
-Online softmax over tiles (FlashAttention-2 order) with a custom gradient that recomputes the weights tile
+Online softmax over tiles (FlashAttention-2 order) and two backward passes that recompute the weights tile
 by tile: no array ever has two sequence axes. Loop bounds are data: causality, buffers, left padding,
 segments and ACP all become per-head ranges of tiles, in the forward pass and in both backward passes. Gate
 sums, softmax statistics and accumulators are float32 (float64 for float64 inputs); weights are cast to the
@@ -8,15 +8,12 @@ input dtype before each product.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from kernels.common.manual import aligned_varying
-from kernels.forgetting_attention._xla_chunked_bounds import Decay, column_tiles, pruned_tiles, row_tiles
+from kernels.forgetting_attention import differentiable
 from kernels.forgetting_attention._xla_chunked_loops import (
     Columns,
     Plan,
@@ -25,44 +22,13 @@ from kernels.forgetting_attention._xla_chunked_loops import (
     backward_q_pass,
     forward_pass,
 )
-from kernels.forgetting_attention.config import RESIDUAL_NAMES, Options, Request, Tile
-from kernels.forgetting_attention.gates import segment_gate_sums
-from kernels.forgetting_attention.pruning import ScoreNorms, score_norms
-from kernels.forgetting_attention.spans import KeySpans, live_keys, positions, run_starts
+from kernels.forgetting_attention.config import Request, Tile, TileConfig
+from kernels.forgetting_attention.differentiable import Saved
+from kernels.forgetting_attention.operands import Operands, Static, accumulator
+from kernels.forgetting_attention.tile_ranges import Decay, column_tiles, pruned_tiles, row_tiles
 
-
-class Operands(NamedTuple):
-    """One call with every option reduced to arrays; all have the batch axis first, so vmap can fold into
-    it.
-    """
-
-    q: Float[Array, "B T N H"]
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
-    row_hi: Float[Array, "B T N"]
-    col_hi: Float[Array, "B S N"]
-    row_lo: Float[Array, "B T N"] | None
-    col_lo: Float[Array, "B S N"] | None
-    first: Int[Array, "B T"]
-    last: Int[Array, "B T"]
-    head_first: Int[Array, "B N"]
-    threshold: Float[Array, "B N"] | None
-    norms: ScoreNorms | None
-
-
-class Static(NamedTuple):
-    """What the loops must know when traced."""
-
-    options: Options
-    left_masks: bool
-
-
-class Saved(NamedTuple):
-    """Residuals of the forward pass: linear in T and S."""
-
-    operands: Operands
-    out: Float[Array, "B T N H"]
-    lse: Float[Array, "B T N"]
+# Scores held at a time on an accelerator: 2^26 float32 values are 256 MiB.
+_SCORES_AT_A_TIME = 1 << 26
 
 
 def supports(request: Request) -> str | None:
@@ -70,129 +36,20 @@ def supports(request: Request) -> str | None:
     return None
 
 
-def attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    log_fgate: Float[Array, "B S N"],
-    *,
-    seq_start: Int[Array, " B"] | None,
-    segment_ids: Int[Array, "B S"] | None,
-    kv_length: Int[Array, " B"] | None,
-    threshold: Float[Array, "B N"] | None,
-    options: Options,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """The public function's arguments after checks; returns (out, lse)."""
-    batch, queries = q.shape[:2]
-    keys = k.shape[1]
-    q, k, v, log_fgate, seq_start, segment_ids, kv_length, threshold = aligned_varying(
-        (q, k, v, log_fgate, seq_start, segment_ids, kv_length, threshold)
-    )
-    live = live_keys(batch, keys, seq_start, kv_length)
-    starts = run_starts(batch, keys, seq_start, segment_ids)
-    spans = KeySpans.of(batch, queries, keys, causal=True, kv_length=kv_length, seq_start=seq_start)
-    row_at = positions(batch, queries, keys, kv_length)
-    at = jnp.clip(row_at, 0, keys - 1)
-    if segment_ids is not None:
-        run_start = jax.lax.cummax(jnp.where(starts, jnp.arange(keys, dtype=jnp.int32), 0), axis=1)
-        spans = spans.in_runs(run_start, at)
+def default_tiles(request: Request) -> TileConfig:
+    """Tile sizes used when the caller gives none.
 
-    # The first gate of a run decays no key of the run, and dead positions may hold anything: both count as
-    # 0, with an exactly zero gradient.
-    silent = starts if options.zero_first_gate else starts & (jnp.arange(keys) > 0)
-    gates = jnp.where((live & ~silent)[:, :, None], log_fgate, 0)
-    ends = jnp.roll(starts, -1, axis=1)  # key 0 is always a start, so the last key is always an end
-    hi, lo = segment_gate_sums(gates.astype(_accumulator(q)), ends)
-    if kv_length is None:
-        row_hi, row_lo = hi[:, keys - queries :], lo[:, keys - queries :]
-    else:
-        row_hi, row_lo = (jnp.take_along_axis(x, at[:, :, None], axis=1) for x in (hi, lo))
-
-    if not spans.all_filled:
-        q, k, v = _without_unused(q, k, v, spans)
-    norms = None
-    if options.tight_log_eps is not None:
-        live_row = row_at >= (0 if seq_start is None else seq_start[:, None])
-        norms = score_norms(q, k, row_at, live_row, options.sm_scale)
-    return _run(q, k, v, Decay(row_hi, -hi, row_lo, -lo), spans, threshold, norms, options)
-
-
-def partial(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    row_decay: Float[Array, "B T N"],
-    col_decay: Float[Array, "B S N"],
-    *,
-    spans: KeySpans,
-    threshold: Float[Array, "B N"] | None,
-    options: Options,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """`attend_partial` after checks; returns (out, lse)."""
-    intervals = (spans.first, spans.last, spans.head_first)
-    (q, k, v, row_decay, col_decay, threshold), (first, last, head_first) = aligned_varying(
-        ((q, k, v, row_decay, col_decay, threshold), intervals)
-    )
-    spans = spans._replace(first=first, last=last, head_first=head_first)
-    if not spans.all_filled:
-        q, k, v = _without_unused(q, k, v, spans)
-        used_row, used_key = _used(spans, k.shape[1])
-        row_decay = jnp.where(used_row[:, :, None], row_decay, 0)
-        col_decay = jnp.where(used_key[:, :, None], col_decay, 0)
-    dtype = _accumulator(q)
-    decay = Decay(row_decay.astype(dtype), col_decay.astype(dtype), None, None)
-    return _run(q, k, v, decay, spans, threshold, None, options)
-
-
-def _accumulator(q: Array) -> Any:
-    return jnp.promote_types(q.dtype, jnp.float32)
-
-
-def _used(spans: KeySpans, keys: int) -> tuple[Array, Array]:
-    """Rows that see a key, and keys between the first and the last visible one of their batch entry."""
-    start = spans.first
-    if spans.head_first is not None:
-        start = jnp.maximum(start, spans.head_first.min(axis=1)[:, None])
-    at = jnp.arange(keys)
-    used_key = (at >= start.min(axis=1)[:, None]) & (at <= spans.last.max(axis=1)[:, None])
-    return start <= spans.last, used_key
-
-
-def _without_unused(q: Array, k: Array, v: Array, spans: KeySpans) -> tuple[Array, Array, Array]:
-    """Zeros where nothing is read: those places may hold NaN, and 0 * NaN would reach the result."""
-    used_row, used_key = (used[:, :, None, None] for used in _used(spans, k.shape[1]))
-    return jnp.where(used_row, q, 0), jnp.where(used_key, k, 0), jnp.where(used_key, v, 0)
-
-
-def _run(
-    q: Array, k: Array, v: Array, decay: Decay, spans: KeySpans,
-    threshold: Array | None, norms: ScoreNorms | None, options: Options,
-) -> tuple[Array, Array]:  # fmt: skip
-    head_first = spans.head_first
-    if head_first is None:
-        head_first = jnp.broadcast_to(spans.first[:, :1] * 0, (q.shape[0], q.shape[2]))
-    operands = Operands(q, k, v, *decay, spans.first, spans.last, head_first, threshold, norms)
-    return _attend(operands, Static(options, not spans.keeps_left))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attend(operands: Operands, static: Static) -> tuple[Array, Array]:
-    return _folded(forward, static)(operands)[:2]
-
-
-def _attend_fwd(operands: Operands, static: Static) -> tuple[tuple[Array, Array], Saved]:
-    out, lse, _ = _folded(forward, static)(operands)
-    out, lse = (checkpoint_name(x, name) for x, name in zip((out, lse), RESIDUAL_NAMES, strict=True))
-    return (out, lse), Saved(operands, out, lse)
-
-
-def _attend_bwd(static: Static, saved: Saved, cotangents: tuple[Array, Array]) -> tuple[Operands]:
-    grads, _ = _folded(backward, static)((saved, *cotangents))
-    nothing = Operands(*([None] * len(Operands._fields)))  # type: ignore[arg-type]
-    return (nothing._replace(**grads),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+    On a CPU heads run one after the other over tiles that stay in its caches. On an accelerator every step of
+    the loops is a handful of launches, so all heads go together and tiles are large (README.md, "Measured").
+    """
+    if request.platform == "cpu":
+        return TileConfig()
+    longest, lanes = max(request.queries, request.keys), request.batch * request.heads
+    side = 1024
+    while side > 128 and (side >= 2 * longest or lanes * side * side > _SCORES_AT_A_TIME):
+        side //= 2
+    tile = (side, side)
+    return TileConfig(tile, tile, tile, heads_per_step=lanes)
 
 
 def forward(operands: Operands, static: Static) -> tuple[Array, Array, Array]:
@@ -278,7 +135,7 @@ class _Lanes(NamedTuple):
 
 def _inputs(operands: Operands, static: Static, tile: Tile) -> tuple[Rows, Columns, Array, Plan]:
     lanes = _Lanes.of(operands)
-    o, dtype = operands, _accumulator(operands.q)
+    o, dtype = operands, accumulator(operands.q)
     rows = Rows(
         lanes.split(o.q), lanes.split(o.row_hi), None if o.row_lo is None else lanes.split(o.row_lo),
         lanes.shared(o.first), lanes.shared(o.last),
@@ -309,24 +166,9 @@ def _pruned(operands: Operands, lanes: _Lanes, static: Static, tile: Tile) -> tu
     return None if bounds is None else (lanes.per_head(bounds[0]), lanes.per_head(bounds[1]))
 
 
-def _folded(function: Any, static: Static) -> Any:
-    """`function` with a vmap rule that folds the mapped axis into the batch, so every entry skips its own
-    tiles.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def call(operands: Any) -> Any:
-        return function(operands, static)
-
-    @call.def_vmap
-    def rule(axis_size: int, in_batched: list[Any], operands: Any) -> tuple[Any, Any]:
-        def fold(x: Any, batched: bool) -> Array:
-            x = jnp.asarray(x)  # constants arrive as literals
-            x = x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-            return x.reshape(axis_size * x.shape[1], *x.shape[2:])
-
-        results = call(jax.tree.map(fold, operands, in_batched[0]))
-        unfold = lambda x: x.reshape(axis_size, -1, *x.shape[1:])  # noqa: E731
-        return jax.tree.map(unfold, results), jax.tree.map(lambda _: True, results)
-
-    return call
+PASSES = differentiable.Passes(
+    lambda operands, static: forward(operands, static)[:2],
+    lambda saved_and_cotangents, static: backward(saved_and_cotangents, static)[0],
+)
+attention = functools.partial(differentiable.attention, passes=PASSES)
+partial = functools.partial(differentiable.partial, passes=PASSES)

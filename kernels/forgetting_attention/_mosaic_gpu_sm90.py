@@ -1,0 +1,275 @@
+"""What the three Hopper kernels share: job lists, rings of tiles in shared memory, bias offsets, visibility.
+
+Each kernel is persistent: a CTA works through a list of jobs (`work_lists`). One producer warpgroup streams
+tiles by TMA through rings of slots, across the borders of jobs; the consumer warpgroups own 64 rows of the
+job's block each. What a job owns (its q, say) has one or two buffers; the results leave through them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+LOG2E = math.log2(math.e)
+WARPGROUP = 64  # rows of a wgmma
+BY_ROW = plgpu.Layout.WGMMA.reduce(1)
+BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
+# What a CTA may use of an SM's shared memory, less what the compiler takes for barriers and alignment.
+SHARED_BYTES = 232448 - 4096
+
+
+class Job(NamedTuple):
+    """One block of one lane and its tiles: masked outside [full_begin, full_end). All int32 scalars."""
+
+    lane: Array
+    block: Array
+    begin: Array
+    full_begin: Array
+    full_end: Array
+    end: Array
+
+    @property
+    def steps(self) -> Array:
+        return self.end - self.begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static shape of one kernel.
+
+    Attributes:
+      rows, columns: tile of queries x keys. A CTA owns the whole of one side, 64 per consumer warpgroup, and
+        loops over tiles of the other.
+      stages: tiles of the streamed operands in shared memory at a time.
+      buffers: blocks of the owned operands in shared memory, 2 if the next job's load early.
+      group: query heads per key/value head.
+      sm_scale: scale of the scores, > 0.
+      left_masks: whether keys may be invisible on the left of a visible one.
+      causal_offset: row i sees keys up to i + causal_offset, if that is all there is; else None: spans are
+        read.
+      turns: whether consumer warpgroups of the forward kernel hand their products to the tensor cores in
+        turn.
+      dk, dv: which of the two gradients `backward_kv` computes; at head dim 256 registers hold one.
+    """
+
+    rows: int
+    columns: int
+    stages: int
+    buffers: int
+    group: int
+    sm_scale: float
+    left_masks: bool
+    causal_offset: int | None
+    turns: bool = False
+    dk: bool = True
+    dv: bool = True
+
+    @property
+    def exponent(self) -> float:
+        """Factor of accumulated scores in the base-2 exponent."""
+        return self.sm_scale * LOG2E
+
+
+def tiles(shape: Sequence[int], dtype: Any) -> Any:
+    """Shared memory for matrices that TMA fills and wgmma reads: the last two axes, swizzled by 128 bytes."""
+    transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
+    return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
+
+
+def launch(
+    body: Callable[..., None],
+    name: str,
+    ctas: int,
+    consumers: int,
+    outputs: Sequence[Any],
+    scratch: dict[str, Any],
+) -> Callable[..., Sequence[Array]]:
+    """A kernel of `ctas` CTAs with `consumers` warpgroups that compute and one that loads."""
+    return plgpu.kernel(
+        body,
+        out_type=outputs,
+        scratch_types=scratch,
+        grid=(ctas,),
+        grid_names=("cta",),
+        num_threads=consumers + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        kernel_name=f"forgetting_attention_{name}",
+    )
+
+
+def split_registers(consumers: int, *, producer: bool) -> None:
+    """Moves registers from the loading warpgroup to those that compute."""
+    few, many = (24, 240) if consumers == 2 else (32, 160)
+    plgpu.set_max_registers(few if producer else many, action="decrease" if producer else "increase")
+
+
+def job_at(jobs_ref: Any, index: Array) -> Job:
+    """The CTA's record at `index`, or its last one."""
+    index = jnp.minimum(index, jobs_ref.shape[1] - 1)
+    return Job(*(jobs_ref[lax.axis_index("cta"), index, field] for field in range(6)))
+
+
+def slot_of(step: Array, slots: int) -> Array:
+    """Slot of the step-th tile of a ring."""
+    return lax.rem(step, jnp.int32(slots))
+
+
+class Ring(NamedTuple):
+    """Slots that are handed back together.
+
+    Attributes:
+      free: barrier per slot, on which every consumer arrives when it has read the slot.
+      loads: (source, buffers, barrier per slot) of what a slot holds.
+    """
+
+    free: Any
+    loads: Sequence[tuple[Any, Any, Any]]
+
+
+def stream(rings: Sequence[Ring], begin: Array, end: Array, done: Array, size: int, stages: int) -> Array:
+    """Loads tiles [begin, end) of `size` rows, `done` tiles after the rings' start; returns the tiles
+    loaded.
+    """
+
+    @pl.loop(begin, end)
+    def _(tile: Array) -> None:
+        step = done + (tile - begin)
+        slot, rows = slot_of(step, stages), pl.ds(tile * size, size)
+        for ring in rings:
+
+            @pl.when(step >= stages)
+            def _(ring: Ring = ring) -> None:
+                plgpu.barrier_wait(ring.free.at[slot])
+
+            for source, target, ready in ring.loads:
+                plgpu.copy_gmem_to_smem(source.at[rows], target.at[slot], ready.at[slot])
+
+    return done + (end - begin)
+
+
+def drain(done: Array, stages: int, *barriers: Any) -> None:
+    """Waits for every slot to be handed back: none may be given up while a consumer still has to announce
+    it.
+    """
+
+    @pl.loop(jnp.maximum(done - stages, 0), done)
+    def _(step: Array) -> None:
+        for free in barriers:
+            plgpu.barrier_wait(free.at[slot_of(step, stages)])
+
+
+def base_offset(bases: tuple[Any, Any], tile: Array, own: tuple[Array, Array]) -> Array:
+    """Base-2 bias between the bases of a tile and of the own block; `tile` may lie one beyond the end.
+
+    Args:
+      bases: hi and lo parts at the bases of the lane's tiles.
+      tile: which of them.
+      own: hi and lo parts at the base of the own block.
+    """
+    hi, lo = bases
+    tile = jnp.minimum(tile, hi.shape[0] - 1)
+    return ((hi[tile] + own[0]) + (lo[tile] + own[1])) * LOG2E
+
+
+class Spans(NamedTuple):
+    """Visible keys: of every row of the lane the first, of the batch entry the last. Unread in plain causal
+    attention.
+    """
+
+    first: Any
+    last: Any
+
+
+def visible(row0: Array, column0: Array, shape: tuple[int, ...], spans: Spans, plan: Plan) -> Array:
+    """Which entries of a tile (queries x keys) are visible."""
+    columns = column0 + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+    if plan.causal_offset is not None:
+        rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
+        return columns <= rows + (row0 + plan.causal_offset)
+    here = pl.ds(row0, shape[0])
+    last = plgpu.load(spans.last.at[here], layout=BY_ROW, optimized=False)
+    seen = columns <= lax.broadcast_in_dim(last, shape, [0])
+    if plan.left_masks:
+        first = plgpu.load(spans.first.at[here], layout=BY_ROW, optimized=False)
+        seen &= columns >= lax.broadcast_in_dim(first, shape, [0])
+    return seen
+
+
+def visible_transposed(row0: Array, key0: Array, shape: tuple[int, int], spans: Spans, plan: Plan) -> Array:
+    """Which entries of a transposed tile (keys x queries) are visible."""
+    keys = key0 + plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
+    if plan.causal_offset is not None:
+        rows = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+        return keys <= rows + (row0 + plan.causal_offset)
+    here = pl.ds(row0, shape[1])
+    last = plgpu.load(spans.last.at[here], layout=BY_COLUMN, optimized=False)
+    seen = keys <= lax.broadcast_in_dim(last, shape, [1])
+    if plan.left_masks:
+        first = plgpu.load(spans.first.at[here], layout=BY_COLUMN, optimized=False)
+        seen &= keys >= lax.broadcast_in_dim(first, shape, [1])
+    return seen
+
+
+def over_tiles(job: Job, step: Callable[..., Any], carry: Any, *, before: bool, after: bool) -> Any:
+    """Runs `step(tile, carry, masked=)` over the job's tiles.
+
+    Args:
+      job: its tiles; those outside [full_begin, full_end) have invisible entries.
+      before, after: whether there may be such tiles on either side; else those there count as full.
+    """
+
+    def masked(tile: Array, carry: Any) -> Any:
+        return step(tile, carry, masked=True)
+
+    def full(tile: Array, carry: Any) -> Any:
+        return step(tile, carry, masked=False)
+
+    begin, full_end = job.begin, job.end
+    if before:
+        begin = jnp.maximum(begin, job.full_begin)
+        carry = lax.fori_loop(job.begin, begin, masked, carry)
+    if after:
+        full_end = jnp.maximum(begin, job.full_end)
+    carry = lax.fori_loop(begin, full_end, full, carry)
+    return lax.fori_loop(full_end, job.end, masked, carry) if after else carry
+
+
+def accumulator(shape: tuple[int, int], fill: float = 0.0) -> Array:
+    """Float32 registers in the layout of a wgmma accumulator."""
+    return plgpu.layout_cast(jnp.full(shape, fill, jnp.float32), plgpu.Layout.WGMMA)
+
+
+def per_row(fill: float) -> Array:
+    """Float32 registers: one value per row of a warpgroup."""
+    return plgpu.layout_cast(jnp.full((WARPGROUP,), fill, jnp.float32), BY_ROW)
+
+
+def by_column(ref: Any, shape: tuple[int, ...]) -> Array:
+    """One value per column of a tile, from shared memory, broadcast to the layout of an accumulator."""
+    return lax.broadcast_in_dim(plgpu.load(ref, layout=BY_COLUMN), shape, [1])
+
+
+def by_row(values: Array, shape: tuple[int, ...]) -> Array:
+    """One value per row, broadcast to the shape of a tile."""
+    return lax.broadcast_in_dim(values, shape, [0])
+
+
+def multiply(accumulator: Array, a: Any, b: Any) -> Array:
+    """accumulator + a b, waiting for the tensor cores."""
+
+    def product(ref: Any) -> None:
+        plgpu.wgmma(ref, a, b)
+
+    return pl.run_state(product)(plgpu.ACC.init(accumulator))
+
+
+def divided(lane: Array, by: int) -> tuple[Array, Array]:
+    """Quotient and remainder."""
+    return lax.div(lane, jnp.int32(by)), lax.rem(lane, jnp.int32(by))

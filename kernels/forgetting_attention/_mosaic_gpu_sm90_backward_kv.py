@@ -1,0 +1,301 @@
+"""Backward kernel of forgetting attention for Hopper (sm_90a): gradients of k and v, and column sums of dS.
+
+Works on transposed tiles (keys x queries). Scores and weights are recomputed from q, k and the saved
+log-normaliser: score accumulators start from the row part of the decay bias less the log-normaliser and those
+of dP = v dO from -delta, so neither costs arithmetic: p = exp2(c s + offset), dS = p dP.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
+from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+
+
+def backward_kv(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    d_out: Float[Array, "B T N H"],
+    row: Float[Array, "G Tp"],
+    col: Float[Array, "G Sp"],
+    minus_delta: Float[Array, "G Tp"],
+    row_base: Float[Array, "2 G Mr"],
+    col_base: Float[Array, "2 G Mc"],
+    counts: Int[Array, " C"],
+    jobs: Int[Array, "C P 6"],
+    first: Int[Array, "*first"],
+    last: Int[Array, "*last"],
+    *,
+    plan: Plan,
+) -> list[Array]:
+    """Gradients of k and v (those that `plan` asks for), and with dk the column sums of dS [G, Sp].
+
+    Args:
+      q, k, v, d_out: 16-bit; T and S multiples of 8 and no less than a tile; d_out is 0 on dead rows.
+      row: row part of the decay bias from its tile's base on, minus the log-normaliser, divided by sm_scale;
+        G = B * N, whole tiles.
+      col: column part of the decay bias from its tile's base on, divided by sm_scale; whole tiles.
+      minus_delta: -(rowsum(dO O) - dlse).
+      row_base, col_base: hi and lo parts of the bias at the bases of row tiles and column blocks.
+      counts, jobs: see `work_lists`.
+      first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
+      plan: static choices.
+    """
+    head_dim, consumers = k.shape[3], plan.columns // WARPGROUP
+    own = sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), k.dtype)
+    ring = sm90.tiles((plan.stages, plan.rows, head_dim), q.dtype)
+    vectors = plgpu.SMEM((plan.stages, plan.rows), jnp.float32)
+    outputs = [jax.ShapeDtypeStruct(k.shape, k.dtype)] * (plan.dk + plan.dv)
+    if plan.dk:
+        outputs.append(jax.ShapeDtypeStruct(col.shape, jnp.float32))
+    kernel = sm90.launch(
+        functools.partial(_kernel, plan=plan, heads=q.shape[2]),
+        "backward_kv",
+        jobs.shape[0],
+        consumers,
+        outputs,
+        {
+            "k_smem": own, "v_smem": own, "q_smem": ring, "do_smem": ring,
+            "row_smem": vectors, "delta_smem": vectors,
+            "sum_smem": plgpu.SMEM((consumers, WARPGROUP), jnp.float32),
+            "own_ready": plgpu.Barrier(num_arrivals=2 * consumers, num_barriers=plan.buffers),
+            "own_free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.buffers),
+            "q_ready": plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
+            "do_ready": plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
+            "free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.stages),
+        },
+    )  # fmt: skip
+    return list(kernel(q, k, v, d_out, row, col, minus_delta, row_base, col_base, counts, jobs, first, last))
+
+
+class _Inputs(NamedTuple):
+    """References to the operands in global memory."""
+
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any
+    row: Any
+    col: Any
+    minus_delta: Any
+    row_base: Any
+    col_base: Any
+    counts: Any
+    jobs: Any
+    first: Any
+    last: Any
+
+
+def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
+    fields = len(_Inputs._fields)
+    inputs, outputs = _Inputs(*refs[:fields]), refs[fields:]
+    wg, consumers = lax.axis_index("wg"), plan.columns // WARPGROUP
+
+    @pl.when(wg == consumers)
+    def _() -> None:
+        sm90.split_registers(consumers, producer=True)
+        _produce(inputs, plan, heads, **scratch)
+
+    @pl.when(wg < consumers)
+    def _() -> None:
+        sm90.split_registers(consumers, producer=False)
+        _consume(inputs, outputs, wg, plan, heads, scratch)
+
+
+def _produce(
+    inputs: _Inputs, plan: Plan, heads: int, *, k_smem: Any, v_smem: Any, q_smem: Any, do_smem: Any, row_smem:
+      Any,
+    delta_smem: Any, own_ready: Any, own_free: Any, q_ready: Any, do_ready: Any, free: Any, **_: Any,
+) -> None:  # fmt: skip
+    """Streams the keys and values of all jobs and their tiles of rows, head by head of the group."""
+    count = inputs.counts[lax.axis_index("cta")]
+
+    def load_own(index: Array, job: Job) -> None:
+        batch, head = sm90.divided(job.lane, heads)
+        kv_head = lax.div(head, jnp.int32(plan.group))
+        buffer = sm90.slot_of(index, plan.buffers)
+
+        @pl.when(index >= plan.buffers)
+        def _() -> None:
+            plgpu.barrier_wait(own_free.at[buffer])
+
+        for wg in range(plan.columns // WARPGROUP):
+            keys = pl.ds(job.block * plan.columns + wg * WARPGROUP, WARPGROUP)
+            for source, target in ((inputs.k, k_smem), (inputs.v, v_smem)):
+                plgpu.copy_gmem_to_smem(
+                    source.at[batch, keys, kv_head], target.at[buffer, wg], own_ready.at[buffer]
+                )
+
+    def load_job(index: Array, done: Array) -> Array:
+        load_own(index, sm90.job_at(inputs.jobs, index * plan.group))
+
+        def load_head(member: Array, done: Array) -> Array:
+            job = sm90.job_at(inputs.jobs, index * plan.group + member)
+            batch, head = sm90.divided(job.lane, heads)
+            loads = (
+                (inputs.q.at[batch, :, head], q_smem, q_ready),
+                (inputs.row.at[job.lane], row_smem, q_ready),
+                (inputs.d_out.at[batch, :, head], do_smem, do_ready),
+                (inputs.minus_delta.at[job.lane], delta_smem, do_ready),
+            )
+            return sm90.stream((sm90.Ring(free, loads),), job.begin, job.end, done, plan.rows, plan.stages)
+
+        return lax.fori_loop(0, plan.group, load_head, done)
+
+    done = lax.fori_loop(0, count, load_job, jnp.int32(0))
+    sm90.drain(done, plan.stages, free)
+    sm90.drain(count, plan.buffers, own_free)
+
+
+def _consume(
+    inputs: _Inputs, outputs: tuple[Any, ...], wg: Array, plan: Plan, heads: int, scratch: dict[str, Any]
+) -> None:
+    """One warpgroup's keys of all jobs."""
+    count = inputs.counts[lax.axis_index("cta")]
+
+    def one_job(index: Array, carry: tuple[Job, Array]) -> tuple[Job, Array]:
+        job, done = carry
+        batch, head = sm90.divided(job.lane, heads)
+        kv_head = lax.div(head, jnp.int32(plan.group))
+        buffer = sm90.slot_of(index, plan.buffers)
+        keys = pl.ds(job.block * plan.columns + wg * WARPGROUP, WARPGROUP)
+        own = {name: scratch[name].at[buffer, wg] for name in ("k_smem", "v_smem")}
+        plgpu.barrier_wait(scratch["own_ready"].at[buffer])
+
+        def one_head(member: Array, carry: Any) -> Any:
+            job, done, dk, dv = carry
+            strip = _strip(inputs, plan, job, done, wg, heads, scratch | own)
+            dk, dv, sums = strip.gradients(dk, dv)
+            following = sm90.job_at(inputs.jobs, index * plan.group + member + 1)
+            if plan.dk:
+                sums_smem = scratch["sum_smem"].at[wg]
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                sums_smem[...] = sums
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(sums_smem, outputs[-1].at[job.lane, keys])
+            return following, done + job.steps, dk, dv
+
+        zeros = sm90.accumulator((WARPGROUP, inputs.k.shape[-1]))
+        start = (job, done, zeros if plan.dk else None, zeros if plan.dv else None)
+        following, done, dk, dv = lax.fori_loop(0, plan.group, one_head, start)
+        results = [(own["k_smem"], dk * plan.sm_scale)] if plan.dk else []
+        results += [(own["v_smem"], dv)] if plan.dv else []
+        for smem, value in results:
+            smem[...] = value.astype(inputs.k.dtype)
+        plgpu.commit_smem()
+        for (smem, _), target in zip(results, outputs, strict=False):
+            plgpu.copy_smem_to_gmem(smem, target.at[batch, keys, kv_head])
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.barrier_arrive(scratch["own_free"].at[buffer])
+        return following, done
+
+    first = sm90.job_at(inputs.jobs, jnp.int32(0))
+    lax.fori_loop(0, count, one_job, (first, jnp.int32(0)))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _strip(
+    inputs: _Inputs, plan: Plan, job: Job, done: Array, wg: Array, heads: int, smem: dict[str, Any]
+) -> "_Strip":
+    key0 = job.block * plan.columns + wg * WARPGROUP
+    batch = lax.div(job.lane, jnp.int32(heads))
+    col = plgpu.load(inputs.col.at[job.lane, pl.ds(key0, WARPGROUP)], layout=sm90.BY_ROW, optimized=False)
+    return _Strip(
+        plan, job, done, key0,
+        col=col * plan.exponent,
+        base=(inputs.col_base[0, job.lane, job.block], inputs.col_base[1, job.lane, job.block]),
+        row_bases=(inputs.row_base.at[0, job.lane], inputs.row_base.at[1, job.lane]),
+        spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
+        smem=smem,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Strip:
+    """The keys of one warpgroup for one query head, and what they read.
+
+    Attributes:
+      done: tiles in the ring before this head's.
+      key0: first key.
+      col: column part of the decay bias, base 2.
+      base: hi and lo parts of the bias at the base of the block.
+      row_bases: the same at the bases of the lane's row tiles.
+    """
+
+    plan: Plan
+    job: Job
+    done: Array
+    key0: Array
+    col: Array
+    base: tuple[Array, Array]
+    row_bases: tuple[Any, Any]
+    spans: sm90.Spans
+    smem: dict[str, Any]
+
+    def gradients(self, dk: Array | None, dv: Array | None) -> tuple[Any, Any, Array]:
+        """Adds to dk (unscaled) and dv; and the column sums of dS."""
+        carry = (dk, dv, sm90.per_row(0.0), self._offset(self.job.begin))
+        dk, dv, sums, _ = sm90.over_tiles(
+            self.job, self._step, carry, before=True, after=self.plan.left_masks
+        )
+        return dk, dv, sums
+
+    def _step(self, tile: Array, carry: Any, masked: bool) -> Any:
+        dk, dv, sums, shift = carry
+        plan, smem, dtype = self.plan, self.smem, self.smem["k_smem"].dtype
+        slot = sm90.slot_of(self.done + (tile - self.job.begin), plan.stages)
+        next_shift = self._offset(tile + 1)
+        p, dp = self._weights(tile, slot, shift, masked)
+        if plan.dk:
+            ds = p * dp
+            sums += ds.sum(axis=1)
+            ds16 = ds.astype(dtype)
+        p16 = p.astype(dtype)
+
+        def products(refs: Any) -> None:
+            dk_ref, dv_ref = refs
+            if plan.dv:
+                plgpu.wgmma(dv_ref, p16, smem["do_smem"].at[slot])
+            if plan.dk:
+                plgpu.wgmma(dk_ref, ds16, smem["q_smem"].at[slot])
+
+        dk, dv = pl.run_state(products)(tuple(None if x is None else plgpu.ACC.init(x) for x in (dk, dv)))
+        plgpu.barrier_arrive(smem["free"].at[slot])
+        return dk, dv, sums, next_shift
+
+    def _weights(self, tile: Array, slot: Array, shift: Array, masked: bool) -> tuple[Array, Any]:
+        """p, and dP - delta if dk is wanted; the exponentials run while the tensor cores compute dP."""
+        plan, smem = self.plan, self.smem
+        shape = (WARPGROUP, plan.rows)
+        plgpu.barrier_wait(smem["q_ready"].at[slot])
+        row = sm90.by_column(smem["row_smem"].at[slot], shape)
+        plgpu.barrier_wait(smem["do_ready"].at[slot])
+        delta = sm90.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None
+
+        def products(refs: Any) -> None:
+            s_ref, dp_ref, p_ref = refs
+            plgpu.wgmma(s_ref, smem["k_smem"], smem["q_smem"].at[slot].transpose((1, 0)))
+            if plan.dk:
+                plgpu.wgmma(dp_ref, smem["v_smem"], smem["do_smem"].at[slot].transpose((1, 0)))
+            s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1 if plan.dk else 0)
+            p = jnp.exp2(s * plan.exponent + sm90.by_row(self.col + shift, shape))
+            if masked:
+                seen = sm90.visible_transposed(tile * plan.rows, self.key0, shape, self.spans, plan)
+                p = jnp.where(seen, p, 0.0)
+            p_ref[...] = p
+
+        state = (plgpu.ACC.init(row), None if delta is None else plgpu.ACC.init(delta), row)
+        _, dp, p = pl.run_state(products)(state)
+        return p, dp
+
+    def _offset(self, tile: Array) -> Array:
+        return sm90.base_offset(self.row_bases, tile, self.base)

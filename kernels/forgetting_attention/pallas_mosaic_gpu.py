@@ -1,0 +1,298 @@
+"""Forgetting attention on Hopper GPUs: Pallas Mosaic GPU kernels (wgmma, TMA, warp specialisation).
+
+This module turns `Operands` into what the raw kernels of `_mosaic_gpu_sm90_*` want: whole tiles, head-major
+vectors of the decay bias relative to the bases of tiles, and the range of tiles of every block. The kernels
+are bitwise deterministic: every gradient is summed by one CTA in a fixed order.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kernels.common.dispatch import target
+from kernels.common.tiling import ceil_div, pad_axis_to
+from kernels.forgetting_attention import differentiable, schedules
+from kernels.forgetting_attention._mosaic_gpu_sm90 import Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90_backward_kv import backward_kv
+from kernels.forgetting_attention._mosaic_gpu_sm90_backward_q import backward_q
+from kernels.forgetting_attention._mosaic_gpu_sm90_forward import forward as forward_kernel
+from kernels.forgetting_attention.config import Request, Tile, TileConfig
+from kernels.forgetting_attention.differentiable import Saved
+from kernels.forgetting_attention.operands import Operands, Static
+from kernels.forgetting_attention.tile_ranges import (
+    Decay,
+    TileRange,
+    column_tiles,
+    pruned_tiles,
+    row_tiles,
+)
+from kernels.forgetting_attention.work_lists import (
+    WorkLists,
+    causal_blocks,
+    dynamic_lists,
+    static_lists,
+)
+
+LN2 = math.log(2)
+HEAD_DIMS = (64, 128, 256)
+TMA_ROWS = 8
+# Exponent of rows that must give weight 0, divided by a scale; beyond any real score, far from overflow.
+NEVER = -1e30
+NO_KEY = jnp.iinfo(jnp.int32).max
+
+
+def supports(request: Request) -> str | None:
+    """Hopper, 16-bit inputs, head dims up to 256."""
+    if request.platform != "gpu" or request.capability is None:
+        return "needs an NVIDIA Hopper GPU"
+    if request.capability != "9.0":
+        return (
+            "needs the wgmma instructions of compute capability 9.0 (Hopper);"
+            f" this GPU has {request.capability}"
+        )
+    if request.dtype not in ("bfloat16", "float16"):
+        return f"takes bfloat16 and float16, not {request.dtype}"
+    if request.head_dim > HEAD_DIMS[-1]:
+        return f"takes head dims up to {HEAD_DIMS[-1]}, not {request.head_dim}"
+    if request.tiles is not None:
+        return schedules.refusal(_padded_head_dim(request.head_dim), request.tiles)
+    return None
+
+
+def default_tiles(request: Request) -> TileConfig:
+    """Measured tile sizes for this device and head dim, see `tuned/`."""
+    return schedules.default_tiles(request.device, _padded_head_dim(request.head_dim))
+
+
+def _padded_head_dim(head_dim: int) -> int:
+    return min(size for size in HEAD_DIMS if size >= head_dim)
+
+
+class _Call(NamedTuple):
+    """The operands as all three kernels read them, before tiles are known."""
+
+    q: Array
+    k: Array
+    v: Array
+    row_hi: Array
+    col_hi: Array
+    row_lo: Array
+    col_lo: Array
+    lanes: int
+    sm_scale: float
+    factor: float
+    group: int
+    causal_offset: int | None
+    left_masks: bool
+
+
+def _call(operands: Operands, static: Static) -> _Call:
+    """Pads the head dim and moves the sign of the scale into q: kernels want a positive one."""
+    o, scale = operands, static.options.sm_scale
+    factor = float(math.copysign(1, scale)) if scale else 0.0
+    head_dim = o.q.shape[3]
+    missing = [(0, 0)] * 3 + [(0, _padded_head_dim(head_dim) - head_dim)]
+    q, k, v = (x if missing[3][1] == 0 else jnp.pad(x, missing) for x in (o.q, o.k, o.v))
+    q = q if factor == 1 else (q * factor).astype(q.dtype)
+    row_lo = jnp.zeros_like(o.row_hi) if o.row_lo is None else o.row_lo
+    col_lo = jnp.zeros_like(o.col_hi) if o.col_lo is None else o.col_lo
+    row_hi, col_hi, row_lo, col_lo = (x.swapaxes(1, 2) for x in (o.row_hi, o.col_hi, row_lo, col_lo))
+    offset = o.k.shape[1] - o.q.shape[1] if static.plain_causal else None
+    return _Call(
+        q, k, v, row_hi, col_hi, row_lo, col_lo, o.q.shape[0] * o.q.shape[2], abs(scale) if scale else 1.0, factor,
+        o.q.shape[2] // o.k.shape[2], offset, static.left_masks,
+    )  # fmt: skip
+
+
+def forward(operands: Operands, static: Static) -> tuple[Array, Array]:
+    """Out [B, T, N, H] and lse [B, T, N]."""
+    call, tile = _call(operands, static), static.options.tiles.forward
+    batch, rows, heads, head_dim = operands.q.shape
+    plan = _plan(call, "forward", tile)
+    row, row_base = _from_bases(call.row_hi, call.row_lo, tile[0])
+    col, col_base = _from_bases(call.col_hi, call.col_lo, tile[1])
+    lists = _lists_by_row(operands, static, call, tile, None)
+    first, last = _spans(operands, static, tile[0])
+    out, lse = forward_kernel(
+        _at_least(call.q, tile[0]), _at_least(call.k, tile[1]), _at_least(call.v, tile[1]),
+        col / call.sm_scale, row_base, col_base, *lists, first, last, plan=plan,
+    )  # fmt: skip
+    lse = (lse * LN2 + row)[:, :rows].reshape(batch, heads, rows)
+    return out[:, :rows, :, :head_dim], lse.swapaxes(1, 2)
+
+
+def backward(saved_and_cotangents: tuple[Saved, Array, Array], static: Static) -> dict[str, Array]:
+    """Gradients by operand name."""
+    (operands, out, lse), d_out, d_lse = saved_and_cotangents
+    call = _call(operands, static)
+    head_dim, padded_dim = operands.q.shape[3], call.q.shape[3]
+    alive = lse > -jnp.inf
+    # dS = P (dP - rowsum(O dO) + dlse); folding dlse into delta makes lse differentiable at no cost.
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
+    # Fused with its transposition below, the sum over rows takes nine times as long.
+    delta = jax.lax.optimization_barrier(delta)
+    if not static.plain_causal:
+        d_out = jnp.where(alive[..., None], d_out, 0)
+    if padded_dim != head_dim:
+        d_out = jnp.pad(d_out, [(0, 0)] * 3 + [(0, padded_dim - head_dim)])
+    per_lane = (_head_major(x) for x in (jnp.where(alive, lse, 0), jnp.where(alive, -delta, 0), alive))
+    pulled = _Pulled(d_out, *per_lane)
+    grads = _backward_kv(operands, static, call, pulled) | _backward_q(operands, static, call, pulled)
+    return {name: (grad[..., :head_dim] if name in "qkv" else grad) for name, grad in grads.items()}
+
+
+class _Pulled(NamedTuple):
+    """What comes back: d_out [B, T, N, H]; the rest per lane and row, [G, T]."""
+
+    d_out: Array
+    lse: Array
+    minus_delta: Array
+    alive: Array
+
+
+def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
+    tile, keys = static.options.tiles.backward_kv, operands.k.shape[1]
+    batch, _, heads, _ = operands.q.shape
+    plan = _plan(call, "backward_kv", tile)
+    lists = _lists_by_column(operands, static, call, tile, pulled.lse)
+    arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
+    if call.q.shape[3] <= 128:
+        d_k, d_v, d_col = backward_kv(*arguments, plan=plan)
+    else:
+        d_k, d_col = backward_kv(*arguments, plan=dataclasses.replace(plan, dv=False))
+        (d_v,) = backward_kv(*arguments, plan=dataclasses.replace(plan, dk=False))
+    d_col = d_col[:, :keys].reshape(batch, heads, keys).swapaxes(1, 2)
+    return {"k": d_k[:, :keys], "v": d_v[:, :keys], "col_hi": d_col}
+
+
+def _backward_q(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
+    tile = static.options.tiles.backward_q
+    batch, rows, heads, _ = operands.q.shape
+    lists = _lists_by_row(operands, static, call, tile, pulled.lse)
+    arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
+    d_q, d_row = backward_q(*arguments, plan=_plan(call, "backward_q", tile))
+    d_q = d_q if call.factor == 1 else (d_q * call.factor).astype(d_q.dtype)
+    d_row = d_row[:, :rows].reshape(batch, heads, rows).swapaxes(1, 2)
+    return {"q": d_q[:, :rows], "row_hi": d_row}
+
+
+def _plan(call: _Call, kernel: str, tile: Tile) -> Plan:
+    schedule = schedules.schedule(kernel, call.q.shape[3], tile)
+    return Plan(
+        tile[0], tile[1], schedule.stages, schedule.buffers, call.group, call.sm_scale, call.left_masks,
+        call.causal_offset, schedule.turns,
+    )  # fmt: skip
+
+
+def _lists_by_row(
+    operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array | None
+) -> WorkLists:
+    """Jobs of the kernels that own rows; in the forward kernel, rows that see nothing still get one masked
+    tile.
+    """
+    rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
+    pruned = _pruned(operands, call, static, tile, lse)
+    if static.plain_causal and pruned is None:
+        return static_lists(causal_blocks(rows, keys, tile, by_row=True), call.lanes, 1, ctas)
+    kept_from = None if pruned is None else pruned[0]
+    ranges = column_tiles(operands.first, operands.last, operands.head_first, kept_from, tile, keys)
+    return dynamic_lists(_bounds(ranges, ceil_div(keys, tile[1]) if lse is None else None), 1, ctas)
+
+
+def _lists_by_column(
+    operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array | None
+) -> WorkLists:
+    """Jobs of the kernel that owns columns, each of all query heads of a group."""
+    rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
+    pruned = _pruned(operands, call, static, tile, lse)
+    if static.plain_causal and pruned is None:
+        blocks = causal_blocks(rows, keys, tile, by_row=False)
+        return static_lists(blocks, call.lanes, call.group, ctas)
+    kept_until = None if pruned is None else pruned[1]
+    ranges = row_tiles(operands.first, operands.last, operands.head_first, kept_until, tile, keys)
+    return dynamic_lists(_bounds(ranges, None), call.group, ctas)
+
+
+def _backward_arguments(
+    operands: Operands, static: Static, call: _Call, pulled: _Pulled, tile: Tile, lists: WorkLists
+) -> tuple[Array, ...]:
+    """What both backward kernels read."""
+    size, columns = tile
+    row, row_base = _from_bases(call.row_hi, call.row_lo, size)
+    col, col_base = _from_bases(call.col_hi, call.col_lo, columns)
+    lse, alive, minus_delta = (
+        pad_axis_to(x, 1, size) for x in (pulled.lse, pulled.alive, pulled.minus_delta)
+    )
+    first, last = _spans(operands, static, size)
+    return (
+        _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
+        _at_least(pulled.d_out, size), jnp.where(alive, (row - lse) / call.sm_scale, NEVER),
+        col / call.sm_scale, minus_delta, row_base, col_base, *lists, first, last,
+    )  # fmt: skip
+
+
+def _at_least(x: Array, size: int) -> Array:
+    """Pads the sequence axis of [B, L, N, H] to what TMA can address; beyond it, TMA reads zeros and writes
+    nothing.
+    """
+    return pad_axis_to(x, 1, TMA_ROWS if x.shape[1] >= size else size)
+
+
+def _head_major(x: Array) -> Array:
+    """[B, L, N] -> [B * N, L]."""
+    return x.swapaxes(1, 2).reshape(-1, x.shape[1])
+
+
+def _from_bases(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
+    """One side of the bias [B, N, L]: relative to the first entry of its tile [G, padded L], and those [2, G,
+    M].
+    """
+    hi, lo = (
+        pad_axis_to(x.reshape(-1, x.shape[2]), 1, size, edge=True).reshape(x.shape[0] * x.shape[1], -1, size)
+        for x in (hi, lo)
+    )
+    local = (hi - hi[:, :, :1]) + (lo - lo[:, :, :1])
+    return local.reshape(local.shape[0], -1), jnp.stack([hi[:, :, 0], lo[:, :, 0]])
+
+
+def _pruned(
+    operands: Operands, call: _Call, static: Static, tile: Tile, lse: Array | None = None
+) -> tuple[Array, Array] | None:
+    decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
+    return pruned_tiles(decay, operands.threshold, operands.norms, static.options.tight_log_eps, tile)
+
+
+def _bounds(ranges: TileRange, tiles: int | None) -> Array:
+    """[G, blocks, 4]; with `tiles`, a block that sees nothing still gets one (masked) tile."""
+    begin, full_begin, full_end, end = ranges
+    if tiles is not None:
+        empty = end <= begin
+        begin = jnp.where(empty, jnp.minimum(begin, tiles - 1), begin)
+        full_begin, full_end = (jnp.where(empty, begin, x) for x in (full_begin, full_end))
+        end = jnp.maximum(end, begin + 1)
+    bounds = jnp.stack([begin, full_begin, full_end, end], axis=-1)
+    return bounds.reshape(-1, *bounds.shape[2:])
+
+
+def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array]:
+    """First visible key per lane [G, T] and last per batch entry [B, T]; padding rows see nothing.
+
+    Kernels do not read them in plain causal attention.
+    """
+    if static.plain_causal:
+        return jnp.zeros((1, size), jnp.int32), jnp.zeros((1, size), jnp.int32)
+    missing = -operands.first.shape[1] % size
+    last = jnp.pad(operands.last, ((0, 0), (0, missing)), constant_values=-1)
+    first = jnp.maximum(operands.first[:, None, :], operands.head_first[:, :, None])
+    first = first.reshape(-1, first.shape[2])
+    return jnp.pad(first, ((0, 0), (0, missing)), constant_values=NO_KEY), last
+
+
+PASSES = differentiable.Passes(forward, backward)
+attention: Any = functools.partial(differentiable.attention, passes=PASSES)
+partial: Any = functools.partial(differentiable.partial, passes=PASSES)

@@ -1,0 +1,125 @@
+"""Which thread block (CTA) takes which jobs, in which order: long ones first, every CTA about as much as any
+other.
+
+A job is one block of rows (or columns) of one lane; it costs as many steps as it visits tiles. Persistent
+kernels take lists of jobs, so that loading the next job's first tiles hides behind the current one.
+"""
+
+import functools
+import heapq
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from kernels.common.tiling import ceil_div
+from kernels.forgetting_attention.config import Tile
+
+# What starting and ending a job costs, in visited tiles.
+JOB_COST = 1
+# Lanes whose blocks follow each other: enough to share what they read in the L2 cache, few enough to fit it.
+LANES_TOGETHER = 8
+NO_JOB = -1
+
+
+class WorkLists(NamedTuple):
+    """Jobs by CTA.
+
+    Attributes:
+      counts: jobs of every CTA.
+      jobs: (lane, block, begin, full_begin, full_end, end) of the CTA's jobs in order; a job of a key/value
+        head has one such record per query head of its group. Beyond `counts` they mean nothing.
+    """
+
+    counts: Int[Array, " C"]
+    jobs: Int[Array, "C P 6"]
+
+
+def causal_blocks(rows: int, keys: int, tile: Tile, *, by_row: bool) -> np.ndarray:
+    """Tiles [begin, full_begin, full_end, end) of every row block, or of every column block: int32 [blocks,
+    4].
+
+    Row i sees the keys up to i + keys - rows, and nothing else decides. As `tile_ranges` finds them on the
+    device.
+    """
+    offset, (height, width) = keys - rows, tile
+    if by_row:
+        start = np.arange(ceil_div(rows, height)) * height
+        last = np.minimum(start + height, rows) - 1
+        end = np.minimum((last + offset) // width + 1, ceil_div(keys, width))
+        full = np.minimum((start + offset + 1) // width, end)
+        zero = np.zeros_like(end)
+        return np.stack([zero, zero, full, end], axis=-1).astype(np.int32)
+    start = np.arange(ceil_div(keys, width)) * width
+    end = np.full_like(start, ceil_div(rows, height))
+    begin = np.clip((start - offset) // height, 0, end)
+    full = np.clip(-(-(start + width - 1 - offset) // height), begin, end)
+    return np.stack([begin, full, end, end], axis=-1).astype(np.int32)
+
+
+def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkLists:
+    """Lists for bounds known when the program is traced, the same for all lanes.
+
+    Args:
+      blocks: tiles [begin, full_begin, full_end, end) of every block.
+      lanes: query heads times batch.
+      group: query heads that share a job.
+      ctas: how many lists to make.
+    """
+    counts, order = _greedy(tuple((blocks[:, 3] - blocks[:, 0]).tolist()), lanes // group, group, ctas)
+    bounds = np.broadcast_to(blocks, (lanes, *blocks.shape))
+    table = np.concatenate([_where(lanes, len(blocks)), bounds], axis=-1)
+    return WorkLists(jnp.asarray(counts), jnp.asarray(_records(table, order, group)))
+
+
+def dynamic_lists(bounds: Int[Array, "G M 4"], group: int, ctas: int) -> WorkLists:
+    """Lists for bounds computed on the device: jobs sorted by cost and dealt to the CTAs to and fro."""
+    lanes, blocks, _ = bounds.shape
+    jobs = lanes // group * blocks
+    cost = (bounds[:, :, 3] - bounds[:, :, 0]).reshape(-1, group, blocks).sum(axis=1).reshape(-1)
+    # Cost and job in one number: sorting a single operand takes half the time of an argsort.
+    bits = max(jobs - 1, 1).bit_length()
+    key = jnp.minimum(cost, jnp.iinfo(jnp.int32).max >> bits) << bits | jnp.arange(jobs, dtype=jnp.int32)
+    longest_first = jax.lax.sort(-key, is_stable=False)
+    longest_first = -longest_first & ((1 << bits) - 1)
+    per_cta = ceil_div(jobs, ctas)
+    dealt = jnp.pad(longest_first, (0, per_cta * ctas - jobs), constant_values=NO_JOB).reshape(per_cta, ctas)
+    dealt = jnp.where(jnp.arange(per_cta)[:, None] % 2 == 0, dealt, dealt[:, ::-1]).T
+    counts = (dealt != NO_JOB).sum(axis=1, dtype=jnp.int32)
+    table = jnp.concatenate([_where(lanes, blocks), bounds], axis=-1)
+    return WorkLists(counts, _records(table, dealt, group))
+
+
+@functools.lru_cache(maxsize=64)
+def _greedy(cost: tuple[int, ...], lanes: int, group: int, ctas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and jobs of every CTA: each job, longest first, goes to the CTA that would be free first."""
+    blocks = np.argsort(-np.asarray(cost), kind="stable").tolist()
+    lists: list[list[int]] = [[] for _ in range(ctas)]
+    free_at = [(0, cta) for cta in range(ctas)]
+    for first in range(0, lanes, LANES_TOGETHER):
+        for block in blocks:
+            for lane in range(first, min(first + LANES_TOGETHER, lanes)):
+                time, cta = heapq.heappop(free_at)
+                lists[cta].append(lane * len(cost) + block)
+                heapq.heappush(free_at, (time + group * cost[block] + JOB_COST, cta))
+    longest = max(len(jobs) for jobs in lists)
+    order = np.full((ctas, longest), NO_JOB, np.int32)
+    for row, jobs in zip(order, lists, strict=True):
+        row[: len(jobs)] = jobs
+    return np.asarray([len(jobs) for jobs in lists], np.int32), order
+
+
+def _where(lanes: int, blocks: int) -> np.ndarray:
+    """(lane, block) of every job: int32 [lanes, blocks, 2]."""
+    return np.moveaxis(np.indices((lanes, blocks), np.int32), 0, -1)
+
+
+def _records(table: Any, order: Any, group: int) -> Any:
+    """Entries of table [G, M, 6] for the jobs in `order` [C, P], one per query head: [C, P * group, 6]."""
+    blocks = table.shape[1]
+    job = order.clip(0)
+    first_lane, block = job // blocks * group, job % blocks
+    index = (first_lane[..., None] + np.arange(group, dtype=np.int32)) * blocks + block[..., None]
+    return table.reshape(-1, 6)[index].reshape(order.shape[0], -1, 6)

@@ -1,0 +1,85 @@
+"""Work lists: every job in exactly one list, long ones first, and no list much longer than the others."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.forgetting_attention.tile_ranges import TileRange, column_tiles, row_tiles
+from kernels.forgetting_attention.work_lists import (
+    JOB_COST,
+    WorkLists,
+    causal_blocks,
+    dynamic_lists,
+    static_lists,
+)
+
+SHAPES = [
+    (700, 700, (192, 128)),
+    (300, 900, (64, 192)),
+    (100, 100, (128, 128)),
+    (1, 333, (128, 64)),
+    (512, 512, (128, 128)),
+]
+
+
+def listed(lists: WorkLists, group: int = 1) -> list[list[tuple[int, ...]]]:
+    """The records that each CTA reads."""
+    rows = zip(lists.counts.tolist(), np.asarray(lists.jobs).tolist(), strict=True)
+    return [[tuple(job) for job in jobs[: count * group]] for count, jobs in rows]
+
+
+def stacked(ranges: TileRange) -> np.ndarray:
+    return np.stack([np.asarray(edge)[0, 0] for edge in ranges], axis=-1)
+
+
+@pytest.mark.parametrize(("rows", "keys", "tile"), SHAPES)
+def test_causal_blocks_are_what_the_device_finds(rows: int, keys: int, tile: tuple[int, int]) -> None:
+    first = jnp.zeros((1, rows), jnp.int32)
+    last = jnp.arange(rows, dtype=jnp.int32)[None] + keys - rows
+    start = jnp.zeros((1, 1), jnp.int32)
+    by_row = column_tiles(first, last, start, None, tile, keys)
+    by_column = row_tiles(first, last, start, None, tile, keys)
+    np.testing.assert_array_equal(causal_blocks(rows, keys, tile, by_row=True), stacked(by_row))
+    np.testing.assert_array_equal(causal_blocks(rows, keys, tile, by_row=False), stacked(by_column))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("ctas", [1, 4, 132])
+@pytest.mark.parametrize("known_early", [True, False])
+def test_every_job_is_in_one_list(group: int, ctas: int, known_early: bool) -> None:
+    lanes, blocks = 6, causal_blocks(700, 900, (64, 128), by_row=False)
+    if known_early:
+        lists = static_lists(blocks, lanes, group, ctas)
+    else:
+        lists = dynamic_lists(jnp.asarray(np.broadcast_to(blocks, (lanes, *blocks.shape))), group, ctas)
+    records = [job for jobs in listed(lists, group) for job in jobs]
+    wanted = [(lane, block, *edges) for lane in range(lanes) for block, edges in enumerate(blocks.tolist())]
+    assert sorted(records) == sorted(wanted)
+    for job in range(0, len(records), group):
+        lane, block = records[job][:2]
+        members = [record[:2] for record in records[job : job + group]]
+        assert lane % group == 0
+        assert members == [(lane + member, block) for member in range(group)]
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_lists_are_balanced(uneven: bool) -> None:
+    rng = np.random.default_rng(0)
+    blocks = causal_blocks(16384, 16384, (192, 128), by_row=True)
+    bounds = np.tile(blocks, (32, 1, 1))
+    if uneven:  # Windows of very different lengths, as heads have with pruning.
+        window = np.geomspace(1, 128, 32).astype(np.int32)[rng.permutation(32)]
+        bounds[:, :, 0] = np.maximum(bounds[:, :, 0], bounds[:, :, 3] - window[:, None])
+        lists = dynamic_lists(jnp.asarray(bounds), 1, 132)
+    else:
+        lists = static_lists(blocks, 32, 1, 132)
+    load = [sum(job[5] - job[2] + JOB_COST for job in jobs) for jobs in listed(lists)]
+    assert max(load) <= 1.03 * np.mean(load)
+
+
+def test_long_jobs_come_first() -> None:
+    blocks = causal_blocks(4096, 4096, (128, 128), by_row=True)
+    bounds = jnp.asarray(np.broadcast_to(blocks, (5, *blocks.shape)))
+    for jobs in listed(dynamic_lists(bounds, 1, 7)):
+        costs = [job[5] - job[2] for job in jobs]
+        assert costs == sorted(costs, reverse=True)
