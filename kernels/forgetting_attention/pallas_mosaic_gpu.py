@@ -104,7 +104,8 @@ def _call(operands: Operands, static: Static) -> _Call:
     row_hi, col_hi, row_lo, col_lo = (x.swapaxes(1, 2) for x in (o.row_hi, o.col_hi, row_lo, col_lo))
     offset = o.k.shape[1] - o.q.shape[1] if static.plain_causal else None
     return _Call(
-        q, k, v, row_hi, col_hi, row_lo, col_lo, o.q.shape[0] * o.q.shape[2], abs(scale) if scale else 1.0, factor,
+        q, k, v, row_hi, col_hi, row_lo, col_lo,
+        o.q.shape[0] * o.q.shape[2], abs(scale) if scale else 1.0, factor,
         o.q.shape[2] // o.k.shape[2], offset, static.left_masks,
     )  # fmt: skip
 
@@ -140,19 +141,18 @@ def backward(saved_and_cotangents: tuple[Saved, Array, Array], static: Static) -
         d_out = jnp.where(alive[..., None], d_out, 0)
     if padded_dim != head_dim:
         d_out = jnp.pad(d_out, [(0, 0)] * 3 + [(0, padded_dim - head_dim)])
-    per_lane = (_head_major(x) for x in (jnp.where(alive, lse, 0), jnp.where(alive, -delta, 0), alive))
+    per_lane = (_head_major(x) for x in (lse, jnp.where(alive, -delta, 0)))
     pulled = _Pulled(d_out, *per_lane)
     grads = _backward_kv(operands, static, call, pulled) | _backward_q(operands, static, call, pulled)
     return {name: (grad[..., :head_dim] if name in "qkv" else grad) for name, grad in grads.items()}
 
 
 class _Pulled(NamedTuple):
-    """What comes back: d_out [B, T, N, H]; the rest per lane and row, [G, T]."""
+    """What comes back: d_out [B, T, N, H]; the rest per lane and row, [G, T]; lse is -inf on dead rows."""
 
     d_out: Array
     lse: Array
     minus_delta: Array
-    alive: Array
 
 
 def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
@@ -225,14 +225,14 @@ def _backward_arguments(
     size, columns = tile
     row, row_base = _from_bases(call.row_hi, call.row_lo, size)
     col, col_base = _from_bases(call.col_hi, call.col_lo, columns)
-    lse, alive, minus_delta = (
-        pad_axis_to(x, 1, size) for x in (pulled.lse, pulled.alive, pulled.minus_delta)
-    )
+    lse = jnp.pad(pulled.lse, ((0, 0), (0, -pulled.lse.shape[1] % size)), constant_values=-jnp.inf)
+    row = jnp.where(lse > -jnp.inf, (row - lse) / call.sm_scale, NEVER)
     first, last = _spans(operands, static, size)
     return (
         _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
-        _at_least(pulled.d_out, size), jnp.where(alive, (row - lse) / call.sm_scale, NEVER),
-        col / call.sm_scale, minus_delta, row_base, col_base, *lists, first, last,
+        _at_least(pulled.d_out, size), row,
+        col / call.sm_scale, pad_axis_to(pulled.minus_delta, 1, size), row_base, col_base,
+        *lists, first, last,
     )  # fmt: skip
 
 
@@ -261,10 +261,14 @@ def _from_bases(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
 
 
 def _pruned(
-    operands: Operands, call: _Call, static: Static, tile: Tile, lse: Array | None = None
+    operands: Operands, call: _Call, static: Static, tile: Tile, lse: Array | None
 ) -> tuple[Array, Array] | None:
+    """Bounds that `pruned_tiles` finds; `lse` [G, T] is known to backward passes."""
+    norms = operands.norms
+    if norms is not None and lse is not None:
+        norms = norms.after_forward(lse.reshape(norms.normaliser.shape))
     decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
-    return pruned_tiles(decay, operands.threshold, operands.norms, static.options.tight_log_eps, tile)
+    return pruned_tiles(decay, operands.threshold, norms, static.options.tight_log_eps, tile)
 
 
 def _bounds(ranges: TileRange, tiles: int | None) -> Array:

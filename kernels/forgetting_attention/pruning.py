@@ -156,12 +156,17 @@ class ScoreNorms(NamedTuple):
     Attributes:
       q_norm: abs(sm_scale) * |q_i|.
       k_norm: |k_j|.
-      diagonal: the score of a row with its own key, +inf on dead rows.
+      normaliser: a lower bound of the row's log-normaliser, +inf on dead rows: the score of a row with its
+        own key, or in a backward pass the log-normaliser itself, which prunes more.
     """
 
     q_norm: Float[Array, "B N T"]
     k_norm: Float[Array, "B N S"]
-    diagonal: Float[Array, "B N T"]
+    normaliser: Float[Array, "B N T"]
+
+    def after_forward(self, lse: Float[Array, "B N T"]) -> "ScoreNorms":
+        """For a backward pass, which knows the log-normaliser; -inf on dead rows."""
+        return self._replace(normaliser=jnp.where(lse > -jnp.inf, lse, jnp.inf))
 
 
 def score_norms(
@@ -196,24 +201,25 @@ def kept_tiles_tight(
 ) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
     """As `kept_tiles`, with a bound on the weights of each tile instead of one threshold per head.
 
-    Z_i >= exp(s_ii) and s_ij <= |sm_scale| |q_i| |k_j|, so A_ij <= exp(max |q_i| max |k_j| - s_ii + D_ij)
+    log Z_i >= L_i (`ScoreNorms.normaliser`: Z_i >= exp(s_ii), or log Z_i itself) and s_ij <= |sm_scale| |q_i|
+    |k_j|, so A_ij <= exp(max |q_i| max |k_j| - L_i + D_ij)
     over the tile; if that is below eps / keys everywhere, the tile may go. Tiles that may go need not form
     a prefix: the first one that must stay decides (and the last row tile that must stay, for the second
     bound).
     """
     q_norm = blocks(norms.q_norm, tile[0], 0.0).max(-1)
     k_norm = blocks(norms.k_norm, tile[1], 0.0).max(-1)
-    reach = _tile_reach(row_hi, row_lo, norms.diagonal, tile[0])
+    reach = _tile_reach(row_hi, row_lo, norms.normaliser, tile[0])
     # Block pairs, not token pairs; the comparisons are reduced without being stored.
     gap = _block_gaps(row_hi, row_lo, col_hi, col_lo, tile)
     return _kept_range(q_norm[..., None] * k_norm[..., None, :] + reach[..., None] + gap >= log_eps)
 
 
-def _tile_reach(row_hi: Array, row_lo: Array, diagonal: Array, rows: int) -> Float[Array, "B N Mr"]:
-    """Per row tile: max over its rows of (lambda_i - lambda_first - s_ii)."""
+def _tile_reach(row_hi: Array, row_lo: Array, normaliser: Array, rows: int) -> Float[Array, "B N Mr"]:
+    """Per row tile: max over its rows of (lambda_i - lambda_first - normaliser_i)."""
     hi, lo = (blocks(x, rows, None) for x in (row_hi, row_lo))
     since_first = (hi - hi[..., :1]) + (lo - lo[..., :1])
-    return (since_first - blocks(diagonal, rows, jnp.inf)).max(axis=-1)
+    return (since_first - blocks(normaliser, rows, jnp.inf)).max(axis=-1)
 
 
 def _last_columns(keys: int, columns: int) -> Int[Array, " Mc"]:

@@ -136,17 +136,20 @@ def _attend(
     if threshold is None and tight_log_eps is None:
         out, lse = _softmax(q_h, k_h, v_h, row, col, visible, sm_scale)
     else:
-        rules = []
-        for tile, direction in ((tiles.forward, "q"), (tiles.backward_kv, "kv"), (tiles.backward_q, "q")):
-            if threshold is not None:
-                rules.append(kept_by_threshold(row, col, threshold, tile))
-            else:
-                assert tight_log_eps is not None
-                assert self_column is not None
-                live = used_row[:, :, 0, 0]
-                constants = jax.lax.stop_gradient((q_h, k_h, row, col))
-                at = (live, self_column)
-                rules.append(kept_by_tile_bound(*constants, *at, sm_scale, tight_log_eps, tile, direction))
+        directions = ((tiles.forward, "q"), (tiles.backward_kv, "kv"), (tiles.backward_q, "q"))
+        if threshold is not None:
+            rules = [kept_by_threshold(row, col, threshold, tile) for tile, _ in directions]
+        else:
+            assert tight_log_eps is not None
+            assert self_column is not None
+            constants = jax.lax.stop_gradient((q_h, k_h, row, col))
+            bound = functools.partial(kept_by_tile_bound, *constants, sm_scale, tight_log_eps)
+            own_score = _own_scores(*constants[:2], used_row[:, :, 0, 0], self_column, sm_scale)
+            kept = bound(own_score, *directions[0])
+            # The backward passes know the log-normaliser of what the forward pass kept.
+            _, lse = _softmax(*constants[:2], v_h, *constants[2:], visible & kept, sm_scale)
+            known = jax.lax.stop_gradient(jnp.where(lse > -jnp.inf, lse, jnp.inf))
+            rules = [kept, *(bound(known, *direction) for direction in directions[1:])]
         out, lse = _pruned_softmax(q_h, k_h, v_h, row, col, visible, *rules, sm_scale)
     return out.swapaxes(1, 2).astype(q.dtype), lse.swapaxes(1, 2)
 
@@ -167,23 +170,22 @@ def kept_by_tile_bound(
     k: Float[Array, "B N S H"],
     row: Float[Array, "B N T"],
     col: Float[Array, "B N S"],
-    live: Bool[Array, "B T"],
-    self_column: Int[Array, "B T"],
     sm_scale: float,
     log_eps: float,
+    normaliser: Float[Array, "B N T"],
     tile: Tile,
     direction: str,
 ) -> Bool[Array, "B N T S"]:
     """The "tight" rule: prune a tile if the norms inside it bound each weight by eps / keys; then fill gaps.
 
+    `normaliser` is at most each row's log-normaliser: its score with its own key, or the log-normaliser
+    itself; +inf on dead rows.
     Tiles pruned by the bound need not form a prefix. For direction "q" every column tile after the first
     kept one is kept; for "kv" every row tile before the last kept one.
     """
     tiles_n = (-(-row.shape[2] // tile[0]), -(-col.shape[2] // tile[1]))
     row_tile, col_tile = jnp.arange(row.shape[2]) // tile[0], jnp.arange(col.shape[2]) // tile[1]
-    diagonal = sm_scale * jnp.sum(q * jnp.take_along_axis(k, self_column[:, None, :, None], axis=2), axis=-1)
-    diagonal = jnp.where(live[:, None], diagonal, jnp.inf)
-    reach = row - row[:, :, row_tile * tile[0]] - diagonal
+    reach = row - row[:, :, row_tile * tile[0]] - normaliser
     first_row = jnp.arange(tiles_n[0]) * tile[0]
     last_col = jnp.minimum(jnp.arange(1, tiles_n[1] + 1) * tile[1], col.shape[2]) - 1
 
@@ -199,6 +201,12 @@ def kept_by_tile_bound(
     axis, reverse = (3, False) if direction == "q" else (2, True)
     kept = jax.lax.cummax(kept.astype(jnp.int32), axis=axis, reverse=reverse).astype(bool)
     return kept[:, :, row_tile][:, :, :, col_tile]
+
+
+def _own_scores(q: Array, k: Array, live: Array, self_column: Array, sm_scale: float) -> Array:
+    """Score of every row with its own key, +inf on dead rows."""
+    own = jnp.take_along_axis(k, self_column[:, None, :, None], axis=2)
+    return jnp.where(live[:, None], sm_scale * jnp.sum(q * own, axis=-1), jnp.inf)
 
 
 def _scores(q: Array, k: Array, row: Array, col: Array, visible: Array, sm_scale: float) -> Array:

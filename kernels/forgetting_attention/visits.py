@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.common.dispatch import choose, target
-from kernels.forgetting_attention.api import IMPLEMENTATIONS, PREFERENCE, Threshold
+from kernels.forgetting_attention.api import IMPLEMENTATIONS, PREFERENCE, Threshold, forgetting_attention
 from kernels.forgetting_attention.config import Options, Request, Tile, TileConfig
 from kernels.forgetting_attention.operands import attention_operands
-from kernels.forgetting_attention.pruning import acp_threshold
+from kernels.forgetting_attention.pruning import ScoreNorms, acp_threshold
 from kernels.forgetting_attention.tile_ranges import Decay, TileRange, column_tiles, pruned_tiles, row_tiles
 
 # Products of one tile in the passes (README.md, "Cost"): what a share of tiles weighs.
@@ -93,16 +93,24 @@ def _shares(
     sides = (o.row_hi, o.col_hi, o.row_lo, o.col_lo)
     decay = Decay(*(x.swapaxes(1, 2) for x in sides if x is not None))
 
-    def share(tile: Tile, ranges: Any, side: int) -> Array:
+    norms_behind = o.norms
+    if o.norms is not None:
+        # Backward passes know the log-normaliser, which the tight rule uses.
+        _, lse = forgetting_attention(
+            q, k, k, log_fgate, adaptive_threshold="tight", log_pruning_tolerance=log_eps, return_lse=True
+        )
+        norms_behind = o.norms.after_forward(lse.swapaxes(1, 2))
+
+    def share(tile: Tile, ranges: Any, side: int, norms: ScoreNorms | None) -> Array:
         def visited(kept: Array | None) -> Array:
             found: TileRange = ranges(o.first, o.last, o.head_first, kept, tile, keys)
             return (found.end - found.begin).sum(axis=-1)
 
-        pruned = pruned_tiles(decay, o.threshold, o.norms, tight, tile)
+        pruned = pruned_tiles(decay, o.threshold, norms, tight, tile)
         return visited(None if pruned is None else pruned[side]) / visited(None)
 
     return [
-        share(tiles.forward, column_tiles, 0),
-        share(tiles.backward_kv, row_tiles, 1),
-        share(tiles.backward_q, column_tiles, 0),
+        share(tiles.forward, column_tiles, 0, o.norms),
+        share(tiles.backward_kv, row_tiles, 1, norms_behind),
+        share(tiles.backward_q, column_tiles, 0, norms_behind),
     ]

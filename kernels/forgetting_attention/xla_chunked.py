@@ -82,13 +82,13 @@ def backward(
     keys = operands.k.shape[1]
 
     rows, columns, head_first, plan = _inputs(operands, static, tiles.backward_kv)
-    pruned = _pruned(operands, lanes, static, tiles.backward_kv)
+    pruned = _pruned(operands, lanes, static, tiles.backward_kv, lse)
     until = None if pruned is None else pruned[1]
     bounds = row_tiles(rows.first, rows.last, head_first, until, plan.tile, keys)
     d_k, d_v, d_col, executed_kv = backward_kv_pass(rows._replace(**extra), columns, bounds, plan)
 
     rows, columns, head_first, plan = _inputs(operands, static, tiles.backward_q)
-    pruned = _pruned(operands, lanes, static, tiles.backward_q)
+    pruned = _pruned(operands, lanes, static, tiles.backward_q, lse)
     start = None if pruned is None else pruned[0]
     bounds = column_tiles(rows.first, rows.last, head_first, start, plan.tile, keys)
     d_q, d_row, executed_q = backward_q_pass(rows._replace(**extra), columns, bounds, plan)
@@ -158,11 +158,15 @@ def _largest_divisor(n: int, at_most: int) -> int:
     return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(at_most, 1))
 
 
-def _pruned(operands: Operands, lanes: _Lanes, static: Static, tile: Tile) -> tuple[Array, Array] | None:
+def _pruned(
+    operands: Operands, lanes: _Lanes, static: Static, tile: Tile, lse: Array | None = None
+) -> tuple[Array, Array] | None:
+    """Bounds that `pruned_tiles` finds; `lse` [B, T, N] is known to backward passes."""
     o = operands
+    norms = o.norms if o.norms is None or lse is None else o.norms.after_forward(lse.swapaxes(1, 2))
     row_lo, col_lo = (None if x is None else x.swapaxes(1, 2) for x in (o.row_lo, o.col_lo))
     decay = Decay(o.row_hi.swapaxes(1, 2), o.col_hi.swapaxes(1, 2), row_lo, col_lo)
-    bounds = pruned_tiles(decay, o.threshold, o.norms, static.options.tight_log_eps, tile)
+    bounds = pruned_tiles(decay, o.threshold, norms, static.options.tight_log_eps, tile)
     return None if bounds is None else (lanes.per_head(bounds[0]), lanes.per_head(bounds[1]))
 
 

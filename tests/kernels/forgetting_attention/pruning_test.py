@@ -178,16 +178,22 @@ def test_executed_tiles_equal_the_bounds(mode: str, heads_per_step: int) -> None
     tiles = static.options.tiles
 
     @jax.jit
-    def count(operands: Operands) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def count(operands: Operands) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         out, lse, forward = xla_chunked.forward(operands, static)
         _, (kv, q) = xla_chunked.backward((Saved(operands, out, lse), out, lse), static)
-        return forward, kv, q
+        return lse, (forward, kv, q)
 
     sums = [np.asarray(x, np.float64).swapaxes(1, 2) for x in operands[3:7]]
     row, col = sums[0] + sums[2], sums[1] + sums[3]
-    for executed, tile, direction in zip(
-        count(operands), (tiles.forward, tiles.backward_kv, tiles.backward_q), ("q", "kv", "q"), strict=True
-    ):
+    lse, counts = count(operands)
+    # The tight rule knows each row's score with its own key, and behind the forward pass its log-normaliser.
+    own_score = 0.25 * (operands.q * operands.k).sum(axis=-1)
+    passes = (
+        (tiles.forward, "q", own_score),
+        (tiles.backward_kv, "kv", lse),
+        (tiles.backward_q, "q", lse),
+    )
+    for executed, (tile, direction, normaliser) in zip(counts, passes, strict=True):
         kept = np.ones((2, 4, 200, 200), bool)
         if mode == "auto":
             assert operands.threshold is not None
@@ -196,12 +202,11 @@ def test_executed_tiles_equal_the_bounds(mode: str, heads_per_step: int) -> None
             )
         if mode == "tight":
             q, k = (operands[i].swapaxes(1, 2) for i in (0, 1))
-            at = jnp.broadcast_to(jnp.arange(200), (2, 200))
             assert static.options.tight_log_eps is not None
             kept = np.asarray(
                 reference_module.kept_by_tile_bound(
-                    *(q, k, jnp.asarray(row), jnp.asarray(col), at >= 0, at),
-                    *(0.25, static.options.tight_log_eps, tile, direction),
+                    *(q, k, jnp.asarray(row), jnp.asarray(col), 0.25, static.options.tight_log_eps),
+                    *(normaliser.swapaxes(1, 2), tile, direction),
                 )
             )
         entries = kept & np.tri(200, dtype=bool)
