@@ -19,6 +19,8 @@ from kernels.forgetting_attention import (
 )
 
 IMPLEMENTATIONS = ("reference", "xla_chunked")
+# Those of one kind of device, with its marker.
+ON_DEVICE = [pytest.param("pallas_mosaic_gpu", marks=pytest.mark.gpu)]
 GRADIENTS = {"q": "dq", "k": "dk", "v": "dv", "log_fgate": "dlog_fgate"}
 # The float32 column of the golden README, absolute.
 TOLERANCE = {
@@ -26,14 +28,20 @@ TOLERANCE = {
     "threshold": 1e-4,
 }  # fmt: skip
 
+# On 16-bit inputs, relative to the largest value of the array (at least 1): inputs rounded to the dtype move
+# the scores by up to |q| |k| / sqrt(H) times 2^-9 (2^-12), and results as much in relative terms.
+ROUNDED_TOLERANCE = {"bfloat16": 4e-2, "float16": 5e-3}
+
 
 def load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
 
-def results(golden: dict[str, np.ndarray], implementation: str, **options: Any) -> dict[str, np.ndarray]:
-    """Outputs and gradients of sum(out * dout), by their golden names."""
+def results(
+    golden: dict[str, np.ndarray], implementation: str, dtype: str = "float32", **options: Any
+) -> dict[str, np.ndarray]:
+    """Outputs and gradients of sum(out * dout), by their golden names, for q, k, v and dout in `dtype`."""
     if "sm_scale" in golden:
         options["sm_scale"] = float(golden["sm_scale"])
     if "seq_start" in golden:
@@ -45,13 +53,15 @@ def results(golden: dict[str, np.ndarray], implementation: str, **options: Any) 
             out, lse = forgetting_attention(
                 **arrays, **options, return_lse=True, implementation=implementation
             )
-            return jnp.sum(out * cotangent), (out, lse)
+            return jnp.sum((out * cotangent).astype(jnp.float32)), (out, lse)
 
         return jax.grad(loss, has_aux=True)(arrays)
 
-    arrays = {name: jnp.asarray(golden[name]) for name in GRADIENTS}
+    wide = {name: jnp.asarray(golden[name]) for name in (*GRADIENTS, "dout")}
+    arrays = {name: x if "gate" in name else x.astype(dtype) for name, x in wide.items()}
+    cotangent = arrays.pop("dout")
     with jax.default_matmul_precision("highest"):
-        grads, (out, lse) = run(arrays, jnp.asarray(golden["dout"]))
+        grads, (out, lse) = run(arrays, cotangent)
     return {"out": out, "log_normalizer": lse, **{GRADIENTS[name]: grads[name] for name in GRADIENTS}}
 
 
@@ -72,6 +82,40 @@ def tile(golden: dict[str, np.ndarray], name: str) -> tuple[int, int]:
 def test_op(golden_file: Path, implementation: str) -> None:
     golden = load(golden_file)
     assert_matches(results(golden, implementation), golden)
+
+
+def assert_matches_rounded(actual: dict[str, np.ndarray], golden: dict[str, np.ndarray], dtype: str) -> None:
+    for name, value in actual.items():
+        wanted = golden[name]
+        largest = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)))
+        np.testing.assert_allclose(
+            np.asarray(value, np.float32),
+            wanted,
+            rtol=0,
+            atol=ROUNDED_TOLERANCE[dtype] * largest,
+            err_msg=name,
+        )
+
+
+@pytest.mark.golden("op_*.npz", room="fox")
+@pytest.mark.parametrize("dtype", ROUNDED_TOLERANCE)
+@pytest.mark.parametrize("implementation", [pytest.param("xla_chunked", marks=pytest.mark.slow), *ON_DEVICE])
+def test_op_in_16_bits(golden_file: Path, implementation: str, dtype: str) -> None:
+    golden = load(golden_file)
+    assert_matches_rounded(results(golden, implementation, dtype), golden, dtype)
+
+
+@pytest.mark.golden("acp_*_safe*.npz", room="fox")
+@pytest.mark.parametrize("dtype", ROUNDED_TOLERANCE)
+@pytest.mark.parametrize("implementation", ON_DEVICE)
+def test_safe_pruning_in_16_bits(golden_file: Path, implementation: str, dtype: str) -> None:
+    """Safe thresholds change nothing, whatever the tiles; the other files fix tiles too small for devices."""
+    golden = load(golden_file)
+    assert "acp_out" not in golden
+    threshold: Any = "auto" if bool(golden["threshold_is_auto"]) else jnp.asarray(golden["acp_threshold"])
+    assert_matches_rounded(
+        results(golden, implementation, dtype, adaptive_threshold=threshold), golden, dtype
+    )
 
 
 @pytest.mark.golden("acp_d*.npz", room="fox")
