@@ -35,6 +35,7 @@ from kernels.forgetting_attention.work_lists import (
     WorkLists,
     causal_blocks,
     dynamic_lists,
+    pruned_causal,
     static_lists,
 )
 
@@ -197,25 +198,40 @@ def _lists_by_row(
     """
     rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
     pruned = _pruned(operands, call, static, tile, lse)
-    if static.plain_causal and pruned is None:
-        return static_lists(causal_blocks(rows, keys, tile, by_row=True), call.lanes, 1, ctas)
-    kept_from = None if pruned is None else pruned[0]
-    ranges = column_tiles(operands.first, operands.last, operands.head_first, kept_from, tile, keys)
-    return dynamic_lists(_bounds(ranges, ceil_div(keys, tile[1]) if lse is None else None), 1, ctas)
+    if static.plain_causal:
+        blocks = causal_blocks(rows, keys, tile, by_row=True)
+        if pruned is None:
+            return static_lists(blocks, call.lanes, 1, ctas)
+        ranges = pruned_causal(blocks, pruned[0], by_row=True)
+    else:
+        kept_from = None if pruned is None else pruned[0]
+        ranges = column_tiles(operands.first, operands.last, operands.head_first, kept_from, tile, keys)
+    if lse is None:
+        ranges = _never_empty(ranges, ceil_div(keys, tile[1]))
+    return dynamic_lists(ranges, 1, ctas)
 
 
-def _lists_by_column(
-    operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array | None
-) -> WorkLists:
+def _lists_by_column(operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array) -> WorkLists:
     """Jobs of the kernel that owns columns, each of all query heads of a group."""
     rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
     pruned = _pruned(operands, call, static, tile, lse)
-    if static.plain_causal and pruned is None:
+    if static.plain_causal:
         blocks = causal_blocks(rows, keys, tile, by_row=False)
-        return static_lists(blocks, call.lanes, call.group, ctas)
+        if pruned is None:
+            return static_lists(blocks, call.lanes, call.group, ctas)
+        return dynamic_lists(pruned_causal(blocks, pruned[1], by_row=False), call.group, ctas)
     kept_until = None if pruned is None else pruned[1]
     ranges = row_tiles(operands.first, operands.last, operands.head_first, kept_until, tile, keys)
-    return dynamic_lists(_bounds(ranges, None), call.group, ctas)
+    return dynamic_lists(ranges, call.group, ctas)
+
+
+def _never_empty(ranges: TileRange, tiles: int) -> TileRange:
+    """Gives blocks that see nothing one tile, all masked."""
+    begin = jnp.minimum(ranges.begin, tiles - 1)
+    full_begin, full_end = (jnp.maximum(x, begin) for x in (ranges.full_begin, ranges.full_end))
+    empty = ranges.end <= ranges.begin
+    full_begin, full_end = (jnp.where(empty, begin, x) for x in (full_begin, full_end))
+    return TileRange(begin, full_begin, full_end, jnp.maximum(ranges.end, begin + 1))
 
 
 def _backward_arguments(
@@ -269,18 +285,6 @@ def _pruned(
         norms = norms.after_forward(lse.reshape(norms.normaliser.shape))
     decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
     return pruned_tiles(decay, operands.threshold, norms, static.options.tight_log_eps, tile)
-
-
-def _bounds(ranges: TileRange, tiles: int | None) -> Array:
-    """[G, blocks, 4]; with `tiles`, a block that sees nothing still gets one (masked) tile."""
-    begin, full_begin, full_end, end = ranges
-    if tiles is not None:
-        empty = end <= begin
-        begin = jnp.where(empty, jnp.minimum(begin, tiles - 1), begin)
-        full_begin, full_end = (jnp.where(empty, begin, x) for x in (full_begin, full_end))
-        end = jnp.maximum(end, begin + 1)
-    bounds = jnp.stack([begin, full_begin, full_end, end], axis=-1)
-    return bounds.reshape(-1, *bounds.shape[2:])
 
 
 def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array]:

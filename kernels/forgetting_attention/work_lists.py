@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 
 from kernels.common.tiling import ceil_div
 from kernels.forgetting_attention.config import Tile
+from kernels.forgetting_attention.tile_ranges import TileRange
 
 # What starting and ending a job costs, in visited tiles.
 JOB_COST = 1
@@ -59,6 +60,22 @@ def causal_blocks(rows: int, keys: int, tile: Tile, *, by_row: bool) -> np.ndarr
     return np.stack([begin, full, end, end], axis=-1).astype(np.int32)
 
 
+def pruned_causal(blocks: np.ndarray, kept: Int[Array, "B N M"], *, by_row: bool) -> TileRange:
+    """`causal_blocks` less what is pruned.
+
+    That is the tiles before `kept` of a block of rows, and those from `kept` on of a block of columns.
+    """
+    begin, full_begin, full_end, end = (jnp.asarray(edge) for edge in blocks.T)
+    if by_row:
+        begin = jnp.minimum(kept, end)
+        full_begin = begin
+    else:
+        end = jnp.clip(kept, begin, end)
+    full_begin = jnp.minimum(full_begin, end)
+    full_end = jnp.clip(full_end, full_begin, end)
+    return TileRange(*(jnp.broadcast_to(edge, kept.shape) for edge in (begin, full_begin, full_end, end)))
+
+
 def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkLists:
     """Lists for bounds known when the program is traced, the same for all lanes.
 
@@ -69,27 +86,35 @@ def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkL
       ctas: how many lists to make.
     """
     counts, order = _greedy(tuple((blocks[:, 3] - blocks[:, 0]).tolist()), lanes // group, group, ctas)
-    bounds = np.broadcast_to(blocks, (lanes, *blocks.shape))
-    table = np.concatenate([_where(lanes, len(blocks)), bounds], axis=-1)
-    return WorkLists(jnp.asarray(counts), jnp.asarray(_records(table, order, group)))
+    lane, block = _members(order, len(blocks), group)
+    jobs = np.concatenate([lane[..., None], block[..., None], blocks[block]], axis=-1)
+    return WorkLists(jnp.asarray(counts), jnp.asarray(jobs.reshape(ctas, -1, 6)))
 
 
-def dynamic_lists(bounds: Int[Array, "G M 4"], group: int, ctas: int) -> WorkLists:
-    """Lists for bounds computed on the device: jobs sorted by cost and dealt to the CTAs to and fro."""
-    lanes, blocks, _ = bounds.shape
-    jobs = lanes // group * blocks
-    cost = (bounds[:, :, 3] - bounds[:, :, 0]).reshape(-1, group, blocks).sum(axis=1).reshape(-1)
+def dynamic_lists(ranges: TileRange, group: int, ctas: int) -> WorkLists:
+    """Lists for bounds computed on the device: jobs sorted by cost and dealt to the CTAs to and fro.
+
+    Args:
+      ranges: of every block, each [B, N, M].
+      group: query heads that share a job.
+      ctas: how many lists to make.
+    """
+    edges = [edge.reshape(-1) for edge in ranges]
+    blocks = ranges.begin.shape[2]
+    jobs = edges[0].size // group
+    cost = (edges[3] - edges[0]).reshape(-1, group, blocks).sum(axis=1).reshape(-1)
     # Cost and job in one number: sorting a single operand takes half the time of an argsort.
     bits = max(jobs - 1, 1).bit_length()
     key = jnp.minimum(cost, jnp.iinfo(jnp.int32).max >> bits) << bits | jnp.arange(jobs, dtype=jnp.int32)
-    longest_first = jax.lax.sort(-key, is_stable=False)
-    longest_first = -longest_first & ((1 << bits) - 1)
+    longest_first = -jax.lax.sort(-key, is_stable=False) & ((1 << bits) - 1)
     per_cta = ceil_div(jobs, ctas)
     dealt = jnp.pad(longest_first, (0, per_cta * ctas - jobs), constant_values=NO_JOB).reshape(per_cta, ctas)
     dealt = jnp.where(jnp.arange(per_cta)[:, None] % 2 == 0, dealt, dealt[:, ::-1]).T
+    lane, block = _members(dealt, blocks, group)
+    # Gathered one by one, they make one fused step; a table of all bounds would be another.
+    fields = [lane, block, *(edge[lane * blocks + block] for edge in edges)]
     counts = (dealt != NO_JOB).sum(axis=1, dtype=jnp.int32)
-    table = jnp.concatenate([_where(lanes, blocks), bounds], axis=-1)
-    return WorkLists(counts, _records(table, dealt, group))
+    return WorkLists(counts, jnp.stack(fields, axis=-1).reshape(ctas, -1, 6))
 
 
 @functools.lru_cache(maxsize=64)
@@ -111,15 +136,8 @@ def _greedy(cost: tuple[int, ...], lanes: int, group: int, ctas: int) -> tuple[n
     return np.asarray([len(jobs) for jobs in lists], np.int32), order
 
 
-def _where(lanes: int, blocks: int) -> np.ndarray:
-    """(lane, block) of every job: int32 [lanes, blocks, 2]."""
-    return np.moveaxis(np.indices((lanes, blocks), np.int32), 0, -1)
-
-
-def _records(table: Any, order: Any, group: int) -> Any:
-    """Entries of table [G, M, 6] for the jobs in `order` [C, P], one per query head: [C, P * group, 6]."""
-    blocks = table.shape[1]
+def _members(order: Any, blocks: int, group: int) -> tuple[Any, Any]:
+    """(lane, block) of the jobs in `order` [C, P], one per query head: [C, P, group]."""
     job = order.clip(0)
-    first_lane, block = job // blocks * group, job % blocks
-    index = (first_lane[..., None] + np.arange(group, dtype=np.int32)) * blocks + block[..., None]
-    return table.reshape(-1, 6)[index].reshape(order.shape[0], -1, 6)
+    lane = (job // blocks * group)[..., None] + np.arange(group, dtype=np.int32)
+    return lane, (job % blocks)[..., None] + 0 * lane
