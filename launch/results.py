@@ -81,7 +81,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "not run"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return str(value)
 
 
