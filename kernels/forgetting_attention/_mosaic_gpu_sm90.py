@@ -113,7 +113,9 @@ def split_registers(consumers: int, *, producer: bool) -> None:
 def job_at(jobs_ref: Any, index: Array) -> Job:
     """The CTA's record at `index`, or its last one."""
     index = jnp.minimum(index, jobs_ref.shape[1] - 1)
-    return Job(*(jobs_ref[lax.axis_index("cta"), index, field] for field in range(6)))
+    # Values read inside `jax.shard_map` say over which mesh axes they vary, which results inside a kernel do
+    # not: adding 0 makes the two alike, as loop carries must be.
+    return Job(*(jobs_ref[lax.axis_index("cta"), index, field] + 0 for field in range(6)))
 
 
 def slot_of(step: Array, slots: int) -> Array:

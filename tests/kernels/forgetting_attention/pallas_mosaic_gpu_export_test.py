@@ -106,7 +106,7 @@ print("lowered for", program.nr_devices, "devices")
 """
 
 
-@pytest.mark.parametrize(("mode", "checked"), [("None", "True"), ("'auto'", "False")])
+@pytest.mark.parametrize(("mode", "checked"), [("None", "True"), ("'auto'", "False"), ("'auto'", "True")])
 def test_lowers_inside_shard_map_over_batch_and_heads(run_python: Any, mode: str, checked: str) -> None:
     """As models call it, and with checks of what varies over the mesh."""
     program = SHARDED.replace("MODE", mode).replace("CHECKED", checked)
