@@ -20,8 +20,6 @@ LOG2E = math.log2(math.e)
 WARPGROUP = 64  # rows of a wgmma
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
-# What a CTA may use of an SM's shared memory, less what the compiler takes for barriers and alignment.
-SHARED_BYTES = 232448 - 4096
 
 
 class Job(NamedTuple):

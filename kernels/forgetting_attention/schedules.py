@@ -1,4 +1,4 @@
-"""How the Hopper kernels run a tile: stages, overlap, turns. Chosen by the tuner, per device and head dim.
+"""How the Hopper kernels run a tile: stages, buffers, turns. Chosen by the tuner, per device and head dim.
 
 `tuned/<device>.json` holds what was measured; `DEFAULTS` what shapes and devices without a measurement get.
 """

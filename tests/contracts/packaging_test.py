@@ -33,7 +33,7 @@ def requirements(*extras: str) -> list[Requirement]:
     found = []
     for requirement in map(Requirement, lines):
         if requirement.name == "foxtrot":
-            found += requirements(*requirement.extras)
+            found += requirements(*sorted(requirement.extras))  # a set: its order differs between test workers
         else:
             found.append(requirement)
     return found
