@@ -33,7 +33,8 @@ def requirements(*extras: str) -> list[Requirement]:
     found = []
     for requirement in map(Requirement, lines):
         if requirement.name == "foxtrot":
-            found += requirements(*sorted(requirement.extras))  # a set: its order differs between test workers
+            # A set, whose order differs between test workers.
+            found += requirements(*sorted(requirement.extras))
         else:
             found.append(requirement)
     return found
