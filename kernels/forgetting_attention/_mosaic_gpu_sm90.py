@@ -74,6 +74,24 @@ class Plan:
         return self.sm_scale * LOG2E
 
 
+class BackwardInputs(NamedTuple):
+    """References to what both backward kernels read from global memory, see `backward_kv`."""
+
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any
+    row: Any
+    col: Any
+    minus_delta: Any
+    row_base: Any
+    col_base: Any
+    counts: Any
+    jobs: Any
+    first: Any
+    last: Any
+
+
 def tiles(shape: Sequence[int], dtype: Any) -> Any:
     """Shared memory for matrices that TMA fills and wgmma reads: the last two axes, swizzled by 128 bytes."""
     transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]

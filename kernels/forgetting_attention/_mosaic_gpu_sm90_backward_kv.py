@@ -7,7 +7,7 @@ of dP = v dO from -delta, so neither costs arithmetic: p = exp2(c s + offset), d
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, BackwardInputs, Job, Plan
 
 
 def backward_kv(
@@ -77,27 +77,9 @@ def backward_kv(
     return list(kernel(q, k, v, d_out, row, col, minus_delta, row_base, col_base, counts, jobs, first, last))
 
 
-class _Inputs(NamedTuple):
-    """References to the operands in global memory."""
-
-    q: Any
-    k: Any
-    v: Any
-    d_out: Any
-    row: Any
-    col: Any
-    minus_delta: Any
-    row_base: Any
-    col_base: Any
-    counts: Any
-    jobs: Any
-    first: Any
-    last: Any
-
-
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
-    fields = len(_Inputs._fields)
-    inputs, outputs = _Inputs(*refs[:fields]), refs[fields:]
+    fields = len(BackwardInputs._fields)
+    inputs, outputs = BackwardInputs(*refs[:fields]), refs[fields:]
     wg, consumers = lax.axis_index("wg"), plan.columns // WARPGROUP
 
     @pl.when(wg == consumers)
@@ -112,7 +94,7 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
 
 
 def _produce(
-    inputs: _Inputs, plan: Plan, heads: int, *, k_smem: Any, v_smem: Any, q_smem: Any, do_smem: Any, row_smem:
+    inputs: BackwardInputs, plan: Plan, heads: int, *, k_smem: Any, v_smem: Any, q_smem: Any, do_smem: Any, row_smem:
       Any,
     delta_smem: Any, own_ready: Any, own_free: Any, q_ready: Any, do_ready: Any, free: Any, **_: Any,
 ) -> None:  # fmt: skip
@@ -157,7 +139,12 @@ def _produce(
 
 
 def _consume(
-    inputs: _Inputs, outputs: tuple[Any, ...], wg: Array, plan: Plan, heads: int, scratch: dict[str, Any]
+    inputs: BackwardInputs,
+    outputs: tuple[Any, ...],
+    wg: Array,
+    plan: Plan,
+    heads: int,
+    scratch: dict[str, Any],
 ) -> None:
     """One warpgroup's keys of all jobs."""
     count = inputs.counts[lax.axis_index("cta")]
@@ -204,7 +191,7 @@ def _consume(
 
 
 def _strip(
-    inputs: _Inputs, plan: Plan, job: Job, done: Array, wg: Array, heads: int, smem: dict[str, Any]
+    inputs: BackwardInputs, plan: Plan, job: Job, done: Array, wg: Array, heads: int, smem: dict[str, Any]
 ) -> "_Strip":
     key0 = job.block * plan.columns + wg * WARPGROUP
     batch = lax.div(job.lane, jnp.int32(heads))

@@ -6,7 +6,7 @@ the decay bias and those of dP = dO v from -delta.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, BackwardInputs, Job, Plan
 
 
 def backward_q(
@@ -61,26 +61,8 @@ def backward_q(
     return d_q, sums
 
 
-class _Inputs(NamedTuple):
-    """References to the operands in global memory."""
-
-    q: Any
-    k: Any
-    v: Any
-    d_out: Any
-    row: Any
-    col: Any
-    minus_delta: Any
-    row_base: Any
-    col_base: Any
-    counts: Any
-    jobs: Any
-    first: Any
-    last: Any
-
-
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
-    inputs, dq_ref, sum_ref = _Inputs(*refs[:-2]), refs[-2], refs[-1]
+    inputs, dq_ref, sum_ref = BackwardInputs(*refs[:-2]), refs[-2], refs[-1]
     wg, consumers = lax.axis_index("wg"), plan.rows // WARPGROUP
 
     @pl.when(wg == consumers)
@@ -95,7 +77,7 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
 
 
 def _produce(
-    inputs: _Inputs, plan: Plan, heads: int, *, q_smem: Any, do_smem: Any, k_smem: Any, v_smem: Any, col_smem:
+    inputs: BackwardInputs, plan: Plan, heads: int, *, q_smem: Any, do_smem: Any, k_smem: Any, v_smem: Any, col_smem:
       Any,
     own_ready: Any, own_free: Any, k_ready: Any, v_ready: Any, free: Any, **_: Any,
 ) -> None:  # fmt: skip
@@ -131,7 +113,13 @@ def _produce(
 
 
 def _consume(
-    inputs: _Inputs, dq_ref: Any, sum_ref: Any, wg: Array, plan: Plan, heads: int, scratch: dict[str, Any]
+    inputs: BackwardInputs,
+    dq_ref: Any,
+    sum_ref: Any,
+    wg: Array,
+    plan: Plan,
+    heads: int,
+    scratch: dict[str, Any],
 ) -> None:
     """One warpgroup's rows of all jobs."""
     count = inputs.counts[lax.axis_index("cta")]
