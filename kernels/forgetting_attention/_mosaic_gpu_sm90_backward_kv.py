@@ -94,10 +94,9 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
 
 
 def _produce(
-    inputs: BackwardInputs, plan: Plan, heads: int,
-    *, k_smem: Any, v_smem: Any, q_smem: Any, do_smem: Any, row_smem:
-      Any,
-    delta_smem: Any, own_ready: Any, own_free: Any, q_ready: Any, do_ready: Any, free: Any, **_: Any,
+    inputs: BackwardInputs, plan: Plan, heads: int, *, k_smem: Any, v_smem: Any, q_smem: Any,
+    do_smem: Any, row_smem: Any, delta_smem: Any, own_ready: Any, own_free: Any, q_ready: Any,
+    do_ready: Any, free: Any, **_: Any,
 ) -> None:  # fmt: skip
     """Streams the keys and values of all jobs and their tiles of rows, head by head of the group."""
     count = inputs.counts[lax.axis_index("cta")]

@@ -77,10 +77,9 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
 
 
 def _produce(
-    inputs: BackwardInputs, plan: Plan, heads: int,
-    *, q_smem: Any, do_smem: Any, k_smem: Any, v_smem: Any, col_smem:
-      Any,
-    own_ready: Any, own_free: Any, k_ready: Any, v_ready: Any, free: Any, **_: Any,
+    inputs: BackwardInputs, plan: Plan, heads: int, *, q_smem: Any, do_smem: Any, k_smem: Any,
+    v_smem: Any, col_smem: Any, own_ready: Any, own_free: Any, k_ready: Any, v_ready: Any, free: Any,
+    **_: Any,
 ) -> None:  # fmt: skip
     """Streams the rows of all jobs and their key tiles."""
     count = inputs.counts[lax.axis_index("cta")]

@@ -110,9 +110,8 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
 
 
 def _produce(
-    inputs: _Inputs, plan: Plan, heads: int, *, q_smem: Any, k_smem: Any, v_smem: Any, col_smem: Any, q_ready:
-      Any,
-    q_free: Any, k_ready: Any, v_ready: Any, k_free: Any, v_free: Any, **_: Any,
+    inputs: _Inputs, plan: Plan, heads: int, *, q_smem: Any, k_smem: Any, v_smem: Any, col_smem: Any,
+    q_ready: Any, q_free: Any, k_ready: Any, v_ready: Any, k_free: Any, v_free: Any, **_: Any,
 ) -> None:  # fmt: skip
     """Streams the queries and key tiles of all jobs."""
     count = inputs.counts[lax.axis_index("cta")]
