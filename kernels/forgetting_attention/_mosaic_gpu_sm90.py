@@ -120,10 +120,22 @@ def launch(
     )
 
 
-def split_registers(consumers: int, *, producer: bool) -> None:
-    """Moves registers from the loading warpgroup to those that compute."""
+def warpgroups(consumers: int, produce: Callable[[], None], consume: Callable[[Array], None]) -> None:
+    """Runs `produce()` on the last warpgroup and `consume(wg)` on the others, which get most of its
+    registers.
+    """
+    wg = lax.axis_index("wg")
     few, many = (24, 240) if consumers == 2 else (32, 160)
-    plgpu.set_max_registers(few if producer else many, action="decrease" if producer else "increase")
+
+    @pl.when(wg == consumers)
+    def _() -> None:
+        plgpu.set_max_registers(few, action="decrease")
+        produce()
+
+    @pl.when(wg < consumers)
+    def _() -> None:
+        plgpu.set_max_registers(many, action="increase")
+        consume(wg)
 
 
 def job_at(jobs_ref: Any, index: Array) -> Job:
@@ -172,6 +184,59 @@ def stream(rings: Sequence[Ring], begin: Array, end: Array, done: Array, size: i
     return done + (end - begin)
 
 
+class Owned(NamedTuple):
+    """What a job owns: blocks of `size` rows in buffers of their own.
+
+    Attributes:
+      loads: (rows -> source, buffers [buffers, consumers, 64, H]).
+      ready: barrier per buffer, on which every load arrives.
+      free: barrier per buffer, on which every consumer arrives when the results have left through it.
+    """
+
+    loads: Sequence[tuple[Callable[[Any], Any], Any]]
+    ready: Any
+    free: Any
+
+    def load(self, index: Array, block: Array, size: int, buffers: int) -> None:
+        """Loads the block of the CTA's job number `index`."""
+        buffer = slot_of(index, buffers)
+
+        @pl.when(index >= buffers)
+        def _() -> None:
+            plgpu.barrier_wait(self.free.at[buffer])
+
+        for wg in range(size // WARPGROUP):
+            rows = pl.ds(block * size + wg * WARPGROUP, WARPGROUP)
+            for source, target in self.loads:
+                plgpu.copy_gmem_to_smem(source(rows), target.at[buffer, wg], self.ready.at[buffer])
+
+
+def produce_jobs(
+    counts_ref: Any,
+    load_job: Callable[[Array, Array], Array],
+    plan: Plan,
+    *,
+    own_free: Any,
+    ring_free: Sequence[Any],
+) -> None:
+    """Runs `load_job(index, tiles loaded before)`, which returns the tiles loaded since, for the CTA's
+    jobs.
+    """
+    count = counts_ref[lax.axis_index("cta")]
+    done = lax.fori_loop(0, count, load_job, jnp.int32(0))
+    drain(done, plan.stages, *ring_free)
+    drain(count, plan.buffers, own_free)
+
+
+def consume_jobs(
+    counts_ref: Any, jobs_ref: Any, one_job: Callable[[Array, tuple[Job, Array]], tuple[Job, Array]]
+) -> None:
+    """Runs `one_job(index, (job, tiles before))`, which returns these of the next job, for the CTA's jobs."""
+    count = counts_ref[lax.axis_index("cta")]
+    lax.fori_loop(0, count, one_job, (job_at(jobs_ref, jnp.int32(0)), jnp.int32(0)))
+    plgpu.wait_smem_to_gmem(0)
+
+
 def drain(done: Array, stages: int, *barriers: Any) -> None:
     """Waits for every slot to be handed back: none may be given up while a consumer still has to announce
     it.
@@ -205,33 +270,21 @@ class Spans(NamedTuple):
     last: Any
 
 
-def visible(row0: Array, column0: Array, shape: tuple[int, ...], spans: Spans, plan: Plan) -> Array:
-    """Which entries of a tile (queries x keys) are visible."""
-    columns = column0 + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+def visible(
+    row0: Array, key0: Array, shape: tuple[int, ...], spans: Spans, plan: Plan, *, transposed: bool = False
+) -> Array:
+    """Which entries of a tile (queries x keys, or keys x queries if transposed) are visible."""
+    row_axis, key_axis = (1, 0) if transposed else (0, 1)
+    keys = key0 + plgpu.broadcasted_iota(jnp.int32, shape, key_axis, layout=plgpu.Layout.WGMMA)
     if plan.causal_offset is not None:
-        rows = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
-        return columns <= rows + (row0 + plan.causal_offset)
-    here = pl.ds(row0, shape[0])
-    last = plgpu.load(spans.last.at[here], layout=BY_ROW, optimized=False)
-    seen = columns <= lax.broadcast_in_dim(last, shape, [0])
-    if plan.left_masks:
-        first = plgpu.load(spans.first.at[here], layout=BY_ROW, optimized=False)
-        seen &= columns >= lax.broadcast_in_dim(first, shape, [0])
-    return seen
-
-
-def visible_transposed(row0: Array, key0: Array, shape: tuple[int, int], spans: Spans, plan: Plan) -> Array:
-    """Which entries of a transposed tile (keys x queries) are visible."""
-    keys = key0 + plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
-    if plan.causal_offset is not None:
-        rows = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+        rows = plgpu.broadcasted_iota(jnp.int32, shape, row_axis, layout=plgpu.Layout.WGMMA)
         return keys <= rows + (row0 + plan.causal_offset)
-    here = pl.ds(row0, shape[1])
-    last = plgpu.load(spans.last.at[here], layout=BY_COLUMN, optimized=False)
-    seen = keys <= lax.broadcast_in_dim(last, shape, [1])
+    here, layout = pl.ds(row0, shape[row_axis]), BY_COLUMN if transposed else BY_ROW
+    last = plgpu.load(spans.last.at[here], layout=layout, optimized=False)
+    seen = keys <= lax.broadcast_in_dim(last, shape, [row_axis])
     if plan.left_masks:
-        first = plgpu.load(spans.first.at[here], layout=BY_COLUMN, optimized=False)
-        seen &= keys >= lax.broadcast_in_dim(first, shape, [1])
+        first = plgpu.load(spans.first.at[here], layout=layout, optimized=False)
+        seen &= keys >= lax.broadcast_in_dim(first, shape, [row_axis])
     return seen
 
 
@@ -259,9 +312,9 @@ def over_tiles(job: Job, step: Callable[..., Any], carry: Any, *, before: bool, 
     return lax.fori_loop(full_end, job.end, masked, carry) if after else carry
 
 
-def accumulator(shape: tuple[int, int], fill: float = 0.0) -> Array:
-    """Float32 registers in the layout of a wgmma accumulator."""
-    return plgpu.layout_cast(jnp.full(shape, fill, jnp.float32), plgpu.Layout.WGMMA)
+def accumulator(shape: tuple[int, int]) -> Array:
+    """Float32 zeros in the layout of a wgmma accumulator."""
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
 
 
 def per_row(fill: float) -> Array:

@@ -80,17 +80,12 @@ def backward_kv(
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     fields = len(BackwardInputs._fields)
     inputs, outputs = BackwardInputs(*refs[:fields]), refs[fields:]
-    wg, consumers = lax.axis_index("wg"), plan.columns // WARPGROUP
 
-    @pl.when(wg == consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=True)
-        _produce(inputs, plan, heads, **scratch)
-
-    @pl.when(wg < consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=False)
-        _consume(inputs, outputs, wg, plan, heads, scratch)
+    sm90.warpgroups(
+        plan.columns // WARPGROUP,
+        lambda: _produce(inputs, plan, heads, **scratch),
+        lambda wg: _consume(inputs, outputs, wg, plan, heads, scratch),
+    )
 
 
 def _produce(
@@ -99,23 +94,15 @@ def _produce(
     do_ready: Any, free: Any, **_: Any,
 ) -> None:  # fmt: skip
     """Streams the keys and values of all jobs and their tiles of rows, head by head of the group."""
-    count = inputs.counts[lax.axis_index("cta")]
 
     def load_own(index: Array, job: Job) -> None:
         batch, head = sm90.divided(job.lane, heads)
         kv_head = lax.div(head, jnp.int32(plan.group))
-        buffer = sm90.slot_of(index, plan.buffers)
-
-        @pl.when(index >= plan.buffers)
-        def _() -> None:
-            plgpu.barrier_wait(own_free.at[buffer])
-
-        for wg in range(plan.columns // WARPGROUP):
-            keys = pl.ds(job.block * plan.columns + wg * WARPGROUP, WARPGROUP)
-            for source, target in ((inputs.k, k_smem), (inputs.v, v_smem)):
-                plgpu.copy_gmem_to_smem(
-                    source.at[batch, keys, kv_head], target.at[buffer, wg], own_ready.at[buffer]
-                )
+        owned = (
+            (lambda keys: inputs.k.at[batch, keys, kv_head], k_smem),
+            (lambda keys: inputs.v.at[batch, keys, kv_head], v_smem),
+        )
+        sm90.Owned(owned, own_ready, own_free).load(index, job.block, plan.columns, plan.buffers)
 
     def load_job(index: Array, done: Array) -> Array:
         load_own(index, sm90.job_at(inputs.jobs, index * plan.group))
@@ -133,9 +120,7 @@ def _produce(
 
         return lax.fori_loop(0, plan.group, load_head, done)
 
-    done = lax.fori_loop(0, count, load_job, jnp.int32(0))
-    sm90.drain(done, plan.stages, free)
-    sm90.drain(count, plan.buffers, own_free)
+    sm90.produce_jobs(inputs.counts, load_job, plan, own_free=own_free, ring_free=(free,))
 
 
 def _consume(
@@ -147,7 +132,6 @@ def _consume(
     scratch: dict[str, Any],
 ) -> None:
     """One warpgroup's keys of all jobs."""
-    count = inputs.counts[lax.axis_index("cta")]
 
     def one_job(index: Array, carry: tuple[Job, Array]) -> tuple[Job, Array]:
         job, done = carry
@@ -185,9 +169,7 @@ def _consume(
         plgpu.barrier_arrive(scratch["own_free"].at[buffer])
         return following, done
 
-    first = sm90.job_at(inputs.jobs, jnp.int32(0))
-    lax.fori_loop(0, count, one_job, (first, jnp.int32(0)))
-    plgpu.wait_smem_to_gmem(0)
+    sm90.consume_jobs(inputs.counts, inputs.jobs, one_job)
 
 
 def _strip(
@@ -276,7 +258,7 @@ class _Strip:
             s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1 if plan.dk else 0)
             p = jnp.exp2(s * plan.exponent + sm90.by_row(self.col + shift, shape))
             if masked:
-                seen = sm90.visible_transposed(tile * plan.rows, self.key0, shape, self.spans, plan)
+                seen = sm90.visible(tile * plan.rows, self.key0, shape, self.spans, plan, transposed=True)
                 p = jnp.where(seen, p, 0.0)
             p_ref[...] = p
 

@@ -63,17 +63,12 @@ def backward_q(
 
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     inputs, dq_ref, sum_ref = BackwardInputs(*refs[:-2]), refs[-2], refs[-1]
-    wg, consumers = lax.axis_index("wg"), plan.rows // WARPGROUP
 
-    @pl.when(wg == consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=True)
-        _produce(inputs, plan, heads, **scratch)
-
-    @pl.when(wg < consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=False)
-        _consume(inputs, dq_ref, sum_ref, wg, plan, heads, scratch)
+    sm90.warpgroups(
+        plan.rows // WARPGROUP,
+        lambda: _produce(inputs, plan, heads, **scratch),
+        lambda wg: _consume(inputs, dq_ref, sum_ref, wg, plan, heads, scratch),
+    )
 
 
 def _produce(
@@ -82,23 +77,15 @@ def _produce(
     **_: Any,
 ) -> None:  # fmt: skip
     """Streams the rows of all jobs and their key tiles."""
-    count = inputs.counts[lax.axis_index("cta")]
 
     def load_job(index: Array, done: Array) -> Array:
         job = sm90.job_at(inputs.jobs, index)
         batch, head = sm90.divided(job.lane, heads)
-        buffer = sm90.slot_of(index, plan.buffers)
-
-        @pl.when(index >= plan.buffers)
-        def _() -> None:
-            plgpu.barrier_wait(own_free.at[buffer])
-
-        for wg in range(plan.rows // WARPGROUP):
-            rows = pl.ds(job.block * plan.rows + wg * WARPGROUP, WARPGROUP)
-            for source, target in ((inputs.q, q_smem), (inputs.d_out, do_smem)):
-                plgpu.copy_gmem_to_smem(
-                    source.at[batch, rows, head], target.at[buffer, wg], own_ready.at[buffer]
-                )
+        owned = (
+            (lambda rows: inputs.q.at[batch, rows, head], q_smem),
+            (lambda rows: inputs.d_out.at[batch, rows, head], do_smem),
+        )
+        sm90.Owned(owned, own_ready, own_free).load(index, job.block, plan.rows, plan.buffers)
         kv_head = lax.div(head, jnp.int32(plan.group))
         loads = (
             (inputs.k.at[batch, :, kv_head], k_smem, k_ready),
@@ -107,9 +94,7 @@ def _produce(
         )
         return sm90.stream((sm90.Ring(free, loads),), job.begin, job.end, done, plan.columns, plan.stages)
 
-    done = lax.fori_loop(0, count, load_job, jnp.int32(0))
-    sm90.drain(done, plan.stages, free)
-    sm90.drain(count, plan.buffers, own_free)
+    sm90.produce_jobs(inputs.counts, load_job, plan, own_free=own_free, ring_free=(free,))
 
 
 def _consume(
@@ -122,7 +107,6 @@ def _consume(
     scratch: dict[str, Any],
 ) -> None:
     """One warpgroup's rows of all jobs."""
-    count = inputs.counts[lax.axis_index("cta")]
 
     def one_job(index: Array, carry: tuple[Job, Array]) -> tuple[Job, Array]:
         job, done = carry
@@ -156,9 +140,7 @@ def _consume(
         plgpu.barrier_arrive(scratch["own_free"].at[buffer])
         return following, done + job.steps
 
-    first = sm90.job_at(inputs.jobs, jnp.int32(0))
-    lax.fori_loop(0, count, one_job, (first, jnp.int32(0)))
-    plgpu.wait_smem_to_gmem(0)
+    sm90.consume_jobs(inputs.counts, inputs.jobs, one_job)
 
 
 @dataclasses.dataclass(frozen=True)

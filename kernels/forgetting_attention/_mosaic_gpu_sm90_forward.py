@@ -96,17 +96,12 @@ class _Inputs(NamedTuple):
 
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     inputs, out_ref, lse_ref = _Inputs(*refs[:-2]), refs[-2], refs[-1]
-    wg, consumers = lax.axis_index("wg"), plan.rows // WARPGROUP
 
-    @pl.when(wg == consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=True)
-        _produce(inputs, plan, heads, **scratch)
-
-    @pl.when(wg < consumers)
-    def _() -> None:
-        sm90.split_registers(consumers, producer=False)
-        _consume(inputs, out_ref, lse_ref, wg, plan, heads, scratch)
+    sm90.warpgroups(
+        plan.rows // WARPGROUP,
+        lambda: _produce(inputs, plan, heads, **scratch),
+        lambda wg: _consume(inputs, out_ref, lse_ref, wg, plan, heads, scratch),
+    )
 
 
 def _produce(
@@ -114,20 +109,12 @@ def _produce(
     q_ready: Any, q_free: Any, k_ready: Any, v_ready: Any, k_free: Any, v_free: Any, **_: Any,
 ) -> None:  # fmt: skip
     """Streams the queries and key tiles of all jobs."""
-    count = inputs.counts[lax.axis_index("cta")]
 
     def load_job(index: Array, done: Array) -> Array:
         job = sm90.job_at(inputs.jobs, index)
         batch, head = sm90.divided(job.lane, heads)
-        buffer = sm90.slot_of(index, plan.buffers)
-
-        @pl.when(index >= plan.buffers)
-        def _() -> None:
-            plgpu.barrier_wait(q_free.at[buffer])
-
-        for wg in range(plan.rows // WARPGROUP):
-            rows = pl.ds(job.block * plan.rows + wg * WARPGROUP, WARPGROUP)
-            plgpu.copy_gmem_to_smem(inputs.q.at[batch, rows, head], q_smem.at[buffer, wg], q_ready.at[buffer])
+        own = sm90.Owned([(lambda rows: inputs.q.at[batch, rows, head], q_smem)], q_ready, q_free)
+        own.load(index, job.block, plan.rows, plan.buffers)
         kv_head = lax.div(head, jnp.int32(plan.group))
         key_loads = (
             (inputs.k.at[batch, :, kv_head], k_smem, k_ready),
@@ -139,16 +126,13 @@ def _produce(
         )
         return sm90.stream(rings, job.begin, job.end, done, plan.columns, plan.stages)
 
-    done = lax.fori_loop(0, count, load_job, jnp.int32(0))
-    sm90.drain(done, plan.stages, k_free, v_free)
-    sm90.drain(count, plan.buffers, q_free)
+    sm90.produce_jobs(inputs.counts, load_job, plan, own_free=q_free, ring_free=(k_free, v_free))
 
 
 def _consume(
     inputs: _Inputs, out_ref: Any, lse_ref: Any, wg: Array, plan: Plan, heads: int, scratch: dict[str, Any]
 ) -> None:
     """One warpgroup's rows of all jobs."""
-    count = inputs.counts[lax.axis_index("cta")]
     consumers = plan.rows // WARPGROUP
     if plan.turns:
         pl.when(wg == consumers - 1)(lambda: plgpu.barrier_arrive(scratch["turn"].at[0]))
@@ -177,9 +161,7 @@ def _consume(
         plgpu.barrier_arrive(scratch["q_free"].at[buffer])
         return following, done + job.steps
 
-    first = sm90.job_at(inputs.jobs, jnp.int32(0))
-    lax.fori_loop(0, count, one_job, (first, jnp.int32(0)))
-    plgpu.wait_smem_to_gmem(0)
+    sm90.consume_jobs(inputs.counts, inputs.jobs, one_job)
 
 
 def _store(acc: Array, top: Array, total: Array, out_smem: Any, lse_smem: Any) -> None:

@@ -118,7 +118,7 @@ def forward(operands: Operands, static: Static) -> tuple[Array, Array]:
     plan = _plan(call, "forward", tile)
     row, row_base = _from_bases(call.row_hi, call.row_lo, tile[0])
     col, col_base = _from_bases(call.col_hi, call.col_lo, tile[1])
-    lists = _lists_by_row(operands, static, call, tile, None)
+    lists = _lists(operands, static, call, tile, None, by_row=True)
     first, last = _spans(operands, static, tile[0])
     out, lse = forward_kernel(
         _at_least(call.q, tile[0]), _at_least(call.k, tile[1]), _at_least(call.v, tile[1]),
@@ -160,7 +160,7 @@ def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulle
     tile, keys = static.options.tiles.backward_kv, operands.k.shape[1]
     batch, _, heads, _ = operands.q.shape
     plan = _plan(call, "backward_kv", tile)
-    lists = _lists_by_column(operands, static, call, tile, pulled.lse)
+    lists = _lists(operands, static, call, tile, pulled.lse, by_row=False)
     arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
     if call.q.shape[3] <= 128:
         d_k, d_v, d_col = backward_kv(*arguments, plan=plan)
@@ -174,7 +174,7 @@ def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulle
 def _backward_q(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
     tile = static.options.tiles.backward_q
     batch, rows, heads, _ = operands.q.shape
-    lists = _lists_by_row(operands, static, call, tile, pulled.lse)
+    lists = _lists(operands, static, call, tile, pulled.lse, by_row=True)
     arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
     d_q, d_row = backward_q(*arguments, plan=_plan(call, "backward_q", tile))
     d_q = d_q if call.factor == 1 else (d_q * call.factor).astype(d_q.dtype)
@@ -190,39 +190,30 @@ def _plan(call: _Call, kernel: str, tile: Tile) -> Plan:
     )  # fmt: skip
 
 
-def _lists_by_row(
-    operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array | None
+def _lists(
+    operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array | None, *, by_row: bool
 ) -> WorkLists:
-    """Jobs of the kernels that own rows; in the forward kernel, rows that see nothing still get one masked
-    tile.
+    """Jobs of a kernel that owns rows, or columns: then each of all query heads of a group.
+
+    In the forward kernel, which has no `lse` yet, rows that see nothing still get one masked tile.
     """
-    rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
-    pruned = _pruned(operands, call, static, tile, lse)
+    o, ctas, group = operands, target().cores, 1 if by_row else call.group
+    rows, keys = o.q.shape[1], o.k.shape[1]
+    lse = None if lse is None else lse.reshape(call.row_hi.shape)
+    decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
+    pruned = pruned_tiles(decay, o.threshold, o.norms, static.options.tight_log_eps, tile, lse)
+    kept = None if pruned is None else pruned[0 if by_row else 1]
     if static.plain_causal:
-        blocks = causal_blocks(rows, keys, tile, by_row=True)
-        if pruned is None:
-            return static_lists(blocks, call.lanes, 1, ctas)
-        ranges = pruned_causal(blocks, pruned[0], by_row=True)
+        blocks = causal_blocks(rows, keys, tile, by_row=by_row)
+        if kept is None:
+            return static_lists(blocks, call.lanes, group, ctas)
+        ranges = pruned_causal(blocks, kept, by_row=by_row)
     else:
-        kept_from = None if pruned is None else pruned[0]
-        ranges = column_tiles(operands.first, operands.last, operands.head_first, kept_from, tile, keys)
+        find = column_tiles if by_row else row_tiles
+        ranges = find(o.first, o.last, o.head_first, kept, tile, keys)
     if lse is None:
         ranges = _never_empty(ranges, ceil_div(keys, tile[1]))
-    return dynamic_lists(ranges, 1, ctas)
-
-
-def _lists_by_column(operands: Operands, static: Static, call: _Call, tile: Tile, lse: Array) -> WorkLists:
-    """Jobs of the kernel that owns columns, each of all query heads of a group."""
-    rows, keys, ctas = operands.q.shape[1], operands.k.shape[1], target().cores
-    pruned = _pruned(operands, call, static, tile, lse)
-    if static.plain_causal:
-        blocks = causal_blocks(rows, keys, tile, by_row=False)
-        if pruned is None:
-            return static_lists(blocks, call.lanes, call.group, ctas)
-        return dynamic_lists(pruned_causal(blocks, pruned[1], by_row=False), call.group, ctas)
-    kept_until = None if pruned is None else pruned[1]
-    ranges = row_tiles(operands.first, operands.last, operands.head_first, kept_until, tile, keys)
-    return dynamic_lists(ranges, call.group, ctas)
+    return dynamic_lists(ranges, group, ctas)
 
 
 def _never_empty(ranges: TileRange, tiles: int) -> TileRange:
@@ -274,17 +265,6 @@ def _from_bases(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
     )
     local = (hi - hi[:, :, :1]) + (lo - lo[:, :, :1])
     return local.reshape(local.shape[0], -1), jnp.stack([hi[:, :, 0], lo[:, :, 0]])
-
-
-def _pruned(
-    operands: Operands, call: _Call, static: Static, tile: Tile, lse: Array | None
-) -> tuple[Array, Array] | None:
-    """Bounds that `pruned_tiles` finds; `lse` [G, T] is known to backward passes."""
-    norms = operands.norms
-    if norms is not None and lse is not None:
-        norms = norms.after_forward(lse.reshape(norms.normaliser.shape))
-    decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
-    return pruned_tiles(decay, operands.threshold, norms, static.options.tight_log_eps, tile)
 
 
 def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array]:

@@ -39,10 +39,15 @@ class Decay(NamedTuple):
 
 
 def pruned_tiles(
-    decay: Decay, threshold: Array | None, norms: ScoreNorms | None, log_eps: float | None, tile: Tile
+    decay: Decay,
+    threshold: Array | None,
+    norms: ScoreNorms | None,
+    log_eps: float | None,
+    tile: Tile,
+    lse: Array | None = None,
 ) -> tuple[Array, Array] | None:
     """First kept column tile per row tile and number of kept row tiles per column tile, or None without
-    pruning.
+    pruning. `lse` [B, N, T] is known to backward passes, where the tight rule uses it.
     """
     if threshold is None and norms is None:
         return None
@@ -53,7 +58,7 @@ def pruned_tiles(
         return kept_tiles(*sums, threshold, tile)
     assert norms is not None
     assert log_eps is not None
-    return kept_tiles_tight(*sums, norms, log_eps, tile)
+    return kept_tiles_tight(*sums, norms if lse is None else norms.after_forward(lse), log_eps, tile)
 
 
 def column_tiles(

@@ -12,7 +12,7 @@ from kernels.common.dispatch import choose, target
 from kernels.forgetting_attention.api import IMPLEMENTATIONS, PREFERENCE, Threshold, forgetting_attention
 from kernels.forgetting_attention.config import Options, Request, Tile, TileConfig
 from kernels.forgetting_attention.operands import attention_operands
-from kernels.forgetting_attention.pruning import ScoreNorms, acp_threshold
+from kernels.forgetting_attention.pruning import acp_threshold
 from kernels.forgetting_attention.tile_ranges import Decay, TileRange, column_tiles, pruned_tiles, row_tiles
 
 # Products of one tile in the passes (README.md, "Cost"): what a share of tiles weighs.
@@ -93,24 +93,24 @@ def _shares(
     sides = (o.row_hi, o.col_hi, o.row_lo, o.col_lo)
     decay = Decay(*(x.swapaxes(1, 2) for x in sides if x is not None))
 
-    norms_behind = o.norms
-    if o.norms is not None:
+    known = None
+    if mode == "tight":
         # Backward passes know the log-normaliser, which the tight rule uses.
         _, lse = forgetting_attention(
             q, k, k, log_fgate, adaptive_threshold="tight", log_pruning_tolerance=log_eps, return_lse=True
         )
-        norms_behind = o.norms.after_forward(lse.swapaxes(1, 2))
+        known = lse.swapaxes(1, 2)
 
-    def share(tile: Tile, ranges: Any, side: int, norms: ScoreNorms | None) -> Array:
+    def share(tile: Tile, ranges: Any, side: int, lse: Array | None) -> Array:
         def visited(kept: Array | None) -> Array:
             found: TileRange = ranges(o.first, o.last, o.head_first, kept, tile, keys)
             return (found.end - found.begin).sum(axis=-1)
 
-        pruned = pruned_tiles(decay, o.threshold, norms, tight, tile)
+        pruned = pruned_tiles(decay, o.threshold, o.norms, tight, tile, lse)
         return visited(None if pruned is None else pruned[side]) / visited(None)
 
     return [
-        share(tiles.forward, column_tiles, 0, o.norms),
-        share(tiles.backward_kv, row_tiles, 1, norms_behind),
-        share(tiles.backward_q, column_tiles, 0, norms_behind),
+        share(tiles.forward, column_tiles, 0, None),
+        share(tiles.backward_kv, row_tiles, 1, known),
+        share(tiles.backward_q, column_tiles, 0, known),
     ]

@@ -163,10 +163,10 @@ def _pruned(
 ) -> tuple[Array, Array] | None:
     """Bounds that `pruned_tiles` finds; `lse` [B, T, N] is known to backward passes."""
     o = operands
-    norms = o.norms if o.norms is None or lse is None else o.norms.after_forward(lse.swapaxes(1, 2))
     row_lo, col_lo = (None if x is None else x.swapaxes(1, 2) for x in (o.row_lo, o.col_lo))
     decay = Decay(o.row_hi.swapaxes(1, 2), o.col_hi.swapaxes(1, 2), row_lo, col_lo)
-    bounds = pruned_tiles(decay, o.threshold, norms, static.options.tight_log_eps, tile)
+    lse = None if lse is None else lse.swapaxes(1, 2)
+    bounds = pruned_tiles(decay, o.threshold, o.norms, static.options.tight_log_eps, tile, lse)
     return None if bounds is None else (lanes.per_head(bounds[0]), lanes.per_head(bounds[1]))
 
 
