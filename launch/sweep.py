@@ -220,8 +220,9 @@ class Sweep:
         if done:
             config = load_resolved(workdir)["config"]
             if argv is not None:
-                require_same(config, self._resolved(run, argv), workdir)
-                config = self._resolved(run, argv)
+                asked = self._resolved(run, argv)
+                require_same(config, asked, workdir)
+                config = asked
             return "finished" if config["train"]["steps"] == done[-1] else f"step {steps}"
         if any(workdir.glob("diverged_step*.npz")):
             return "diverged"

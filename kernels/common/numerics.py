@@ -1,9 +1,9 @@
-"""Sums that stay accurate over long sequences, as parallel scans.
+"""Sums that stay accurate over long sequences, in parallel.
 
 A plain float32 running sum of log-gates loses everything below one ulp of its value: at 64k tokens of fast
 gates that is 0.03 in the exponent. Here a running sum is an unevaluated pair hi + lo of the same dtype,
-about 48 bits for float32. Only additions are used, so contraction of multiply-adds cannot break the error
-terms.
+about 48 bits for float32. Error terms come from additions alone, so contraction of multiply-adds cannot break
+them; the only products are those with ones, which are exact.
 """
 
 from collections.abc import Callable

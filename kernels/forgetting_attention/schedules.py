@@ -69,7 +69,12 @@ def forced(schedules: Schedules) -> Iterator[None]:
 
 def default_tiles(device: str, head_dim: int) -> TileConfig:
     """The tiles of the schedules for a device."""
-    tiles: dict[str, Any] = {name: schedule.tile for name, schedule in chosen(device, head_dim).items()}
+    return tiles_of(chosen(device, head_dim))
+
+
+def tiles_of(schedules: Schedules) -> TileConfig:
+    """What the kernels' schedules fix of a call's tiles."""
+    tiles: dict[str, Any] = {name: schedule.tile for name, schedule in schedules.items()}
     return TileConfig(**tiles)
 
 

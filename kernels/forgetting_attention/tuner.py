@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from kernels.common.bench import time_bursts
 from kernels.forgetting_attention import pallas_mosaic_gpu, schedules
-from kernels.forgetting_attention.config import Options, TileConfig
+from kernels.forgetting_attention.config import Options
 from kernels.forgetting_attention.device_table import Inputs, Shape
 from kernels.forgetting_attention.differentiable import Saved
 from kernels.forgetting_attention.operands import Operands, Static, attention_operands
@@ -187,7 +187,7 @@ def measure_on_device(
     """Builds, checks and times candidates, see `Measure`; at B2 T16384, N H = 1024 if no shape is given."""
     shape = shape or Shape(2, 16384, 1024 // head_dim, head_dim)
     inputs = Inputs.draw(shape, 0)
-    in_use = {**schedules.DEFAULTS[head_dim], **schedules.chosen(jax.devices()[0].device_kind, head_dim)}
+    in_use = schedules.chosen(jax.devices()[0].device_kind, head_dim)
     found = {schedule: Found({}) for schedule in tried}
     for kind in KINDS:
         limit = shape.threshold if kind == "mix" else None
@@ -242,8 +242,7 @@ class _Call(NamedTuple):
 
 
 def _static(q: Array, used: schedules.Schedules) -> Static:
-    tiles: dict[str, Any] = {name: schedule.tile for name, schedule in used.items()}
-    options = Options(q.shape[3] ** -0.5, None, TileConfig(**tiles), zero_first_gate=False)
+    options = Options(q.shape[3] ** -0.5, None, schedules.tiles_of(used), zero_first_gate=False)
     return Static(options, left_masks=False, plain_causal=True)
 
 

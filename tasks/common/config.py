@@ -31,6 +31,7 @@ __all__ = [
     "load_config",
     "load_resolved",
     "override",
+    "override_all",
     "parse_command_line",
     "run_config_file",
     "save_resolved",
@@ -169,6 +170,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(message)
+
+
+def override_all(config: ConfigDict, settings: str) -> None:
+    """Applies "key=value,key=value", as an option --set gives it.
+
+    Raises:
+      ConfigError: a setting without "=", an unknown key, or a value of another type.
+    """
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set={setting}: expected KEY=VALUE")
+        override(config, key, value)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

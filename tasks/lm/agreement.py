@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from tasks.common.config import load_config, override, with_defaults
-from tasks.common.errors import ConfigError
+from tasks.common.config import load_config, override_all, with_defaults
 from tasks.common.loop import fit
 from tasks.common.writer import read_records
 from tasks.lm.config import SCHEMA
@@ -91,11 +90,7 @@ def _losses(arguments: str, settings: str, implementation: str, seed: int) -> Fl
         f"runtime.attention_implementation={implementation},runtime.compute_dtype=bfloat16,eval.documents=0,"
         "eval.validation_batches=0,eval.final_tokens=0,eval.sample_tokens=0,checkpoint.every=1000000"
     )
-    for setting in filter(None, f"{fixed},{settings}".split(",")):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set={setting}: expected KEY=VALUE")
-        override(config, key, value)
+    override_all(config, f"{fixed},{settings}")
     with tempfile.TemporaryDirectory(prefix="agreement") as folder:
         fit(dataclasses.replace(make_job(config, Path(folder)), seed=seed))
         records = read_records(folder)

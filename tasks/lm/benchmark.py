@@ -26,7 +26,7 @@ from models.common.layers import embed, rms_norm
 from models.fox.model import block
 from models.fox.span import Span, make_span
 from models.fox.statistics import layer_statistics
-from tasks.common.config import load_config, override, with_defaults
+from tasks.common.config import load_config, override_all, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.flops import utilisation
 from tasks.common.job import Job
@@ -136,11 +136,7 @@ def _prepare(case: Case, acp: bool, settings: str) -> tuple[LMConfig, Job]:
     arguments = f"arch={case.arch},size={case.size},ctx={case.length},batch={case.batch},vocab={case.vocab}"
     # Any source whose files need not exist: the text is never opened.
     config = with_defaults(load_config(f"configs/fox.py:{arguments},acp={acp},data=stdlib"), SCHEMA)
-    for setting in filter(None, settings.split(",")):
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set={setting}: expected KEY=VALUE")
-        override(config, key, value)
+    override_all(config, settings)
     job = make_job(config, Path())
     cfg = freeze_all(config)
     return cfg, dataclasses.replace(job, init_params=_slow_gates(cfg.model))
