@@ -26,6 +26,8 @@ def run_layers(
     """
     step = isolated(rematerialized(layer, runtime.remat))
     if not runtime.scan_layers:
+        if isinstance(x, jax.core.Tracer):  # a function called once per layer is traced and lowered once
+            step = jax.jit(step)
         for key in layer_keys(layers):
             x = step(layers[key], x, span)
         return x

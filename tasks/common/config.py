@@ -316,6 +316,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     elif origin is typing.Literal:
         if value in args:
             return value
+        if value is None and "none" in args:  # `override` cannot tell the word from the absence of a value
+            return "none"
         raise ConfigError(f"config key {name} = {value!r}: {nearest(str(value), map(str, args))}")
     elif dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else freeze(value, hint, name)  # type: ignore[arg-type]
