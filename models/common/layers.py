@@ -4,10 +4,12 @@ Mixed precision is by argument: parameters stay in their own dtype (float32), `d
 Statistics and angles are float32, or float64 when the input is.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -15,6 +17,17 @@ from models.common.shapes import Activations, Params, Tokens
 from models.common.sharding import ShardingRules, active_mesh, fit_spec, gathered
 
 Activation = Literal["silu", "sigmoid"]
+
+_STATISTIC = "row_statistic"
+
+# For element-wise work on arrays that are large: its backward pass starts from its arguments and the statistics
+# of their rows. Writing the float32 values in between for it, and reading them, takes longer than computing
+# them again. Nothing has to keep the compiler from merging the two (`prevent_cse`): where it sees both, it may.
+recomputed = functools.partial(
+    jax.checkpoint,
+    policy=jax.checkpoint_policies.save_only_these_names(_STATISTIC),
+    prevent_cse=False,
+)
 
 
 def at_least_float32(x: Array) -> Array:
@@ -28,9 +41,14 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "*S D"], eps: float) -
     Args:
       scale: [D], or [N, D] for one weight per head of x [..., N, D].
     """
-    wide = at_least_float32(x)
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * inverse * gathered(scale)).astype(x.dtype)
+
+    @recomputed
+    def normalised(x: Array, scale: Array) -> Array:
+        wide = at_least_float32(x)
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+        return (wide * checkpoint_name(inverse, _STATISTIC) * scale).astype(x.dtype)
+
+    return normalised(x, gathered(scale))
 
 
 def linear(x: Float[Array, "*B D"], params: Params, dtype: DTypeLike) -> Float[Array, "*B F"]:
@@ -57,8 +75,13 @@ def gated_mlp(x: Activations, params: Params, act: Activation, dtype: DTypeLike)
     Args:
       params: {"gate_proj": {"kernel": [D, 2F]}, "down_proj": {"kernel": [F, D]}}.
     """
-    gate, value = jnp.split(at_least_float32(linear(x, params["gate_proj"], dtype)), 2, axis=-1)
-    return linear(activation(act, gate) * value, params["down_proj"], dtype)
+
+    @recomputed
+    def gated(both: Array) -> Array:
+        gate, value = jnp.split(at_least_float32(both), 2, axis=-1)
+        return (activation(act, gate) * value).astype(dtype)
+
+    return linear(gated(linear(x, params["gate_proj"], dtype)), params["down_proj"], dtype)
 
 
 def embed(

@@ -145,6 +145,7 @@ def initialize(
     Every parameter draws from its own key, derived from its name alone: adding an option, or changing the
     number of layers, leaves the others as they were.
     """
+    values = _normals({name: spec.shape for name, spec in specs.items() if spec.init == "normal"}, key)
 
     def value(name: str, spec: ParamSpec) -> Array:
         match spec.init:
@@ -155,10 +156,27 @@ def initialize(
             case "decay_times":
                 return decay_time_bias(config).astype(jnp.float32)
             case "normal":
-                own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                return config.initializer_range * jax.random.normal(own_key, spec.shape, jnp.float32)
+                return config.initializer_range * values[name]
 
     return unflatten_names({name: value(name, spec) for name, spec in specs.items()})
+
+
+def _normals(shapes: dict[str, tuple[int, ...]], key: PRNGKeyArray | UInt32[Array, "2"]) -> dict[str, Array]:
+    """N(0, 1) for every name, from the key folded with the name's checksum.
+
+    Those of one shape are drawn together: compile time grows with the number of shapes, not of parameters.
+    """
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in shapes.items():
+        groups.setdefault(shape, []).append(name)
+    values: dict[str, Array] = {}
+    for shape, names in groups.items():
+        checksums = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, checksums)
+        drawn = jax.vmap(lambda key, shape=shape: jax.random.normal(key, shape, jnp.float32))(keys)
+        # The barrier keeps the compiler from drawing them one by one after all, once per slice.
+        values |= dict(zip(names, jax.lax.optimization_barrier(drawn), strict=True))
+    return values
 
 
 def init_params(config: FoxConfig, key: PRNGKeyArray | UInt32[Array, "2"]) -> Params:

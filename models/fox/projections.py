@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.forgetting_attention import threshold_from_bound
-from models.common.layers import activation, at_least_float32, linear, rms_norm, rotate
+from models.common.layers import activation, at_least_float32, linear, recomputed, rms_norm, rotate
 from models.common.shapes import Activations, Params
 from models.common.sharding import constrain, gathered
 from models.fox.config import FoxConfig, FoxRuntime
@@ -56,15 +56,20 @@ def shift(
       params: {"kernel": [D, K]}.
       previous: last projection of the previous call; None = zero.
     """
-    mix = jax.nn.sigmoid(at_least_float32(linear(x, params, projected.dtype)))[..., None]
-    shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-    earlier = jnp.where(span.predecessor[..., None, None], shifted, 0)
-    if previous is not None:
-        # The first real token of a call that continues an earlier call's document.
-        continues = (span.has_past & ~span.predecessor)[..., None, None]
-        earlier = jnp.where(continues, previous[:, None].astype(projected.dtype), earlier)
-    mixed = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
-    return mixed.astype(projected.dtype)
+
+    @recomputed
+    def mixed(logits: Array, projected: Array) -> Array:
+        mix = jax.nn.sigmoid(at_least_float32(logits))[..., None]
+        shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+        earlier = jnp.where(span.predecessor[..., None, None], shifted, 0)
+        if previous is not None:
+            # The first real token of a call that continues an earlier call's document.
+            continues = (span.has_past & ~span.predecessor)[..., None, None]
+            earlier = jnp.where(continues, previous[:, None].astype(projected.dtype), earlier)
+        mixture = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
+        return mixture.astype(projected.dtype)
+
+    return mixed(linear(x, params, projected.dtype), projected)
 
 
 def log_forget_gates(config: FoxConfig, params: Params, x: Activations, dtype: str) -> Float[Array, "B T N"]:
@@ -181,13 +186,20 @@ def output_projection(
 
     Norm and gate are computed in float32 and rounded once.
     """
-    y = at_least_float32(attended)
-    if config.use_output_norm:
-        y = rms_norm(y, _per_head_scale(params["output_norm"]["scale"], config), config.norm_eps)
-    y = y.reshape(x.shape)
-    if config.use_output_gate:
-        y = y * activation(config.ogate_act, at_least_float32(linear(x, params["ogate_proj"], dtype)))
-    return linear(y, params["o_proj"], dtype)
+    scale = _per_head_scale(params["output_norm"]["scale"], config) if config.use_output_norm else None
+    logits = linear(x, params["ogate_proj"], dtype) if config.use_output_gate else None
+
+    @recomputed
+    def gated(attended: Array, scale: Array | None, logits: Array | None) -> Array:
+        y = at_least_float32(attended)
+        if scale is not None:
+            y = rms_norm(y, scale, config.norm_eps)
+        y = y.reshape(x.shape)
+        if logits is not None:
+            y = y * activation(config.ogate_act, at_least_float32(logits))
+        return y.astype(dtype)
+
+    return linear(gated(attended, scale, logits), params["o_proj"], dtype)
 
 
 def _per_head_scale(scale: Float[Array, " D"], config: FoxConfig) -> Float[Array, "N H"]:

@@ -21,8 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 from models import fox
 from models.common.sharding import active_mesh, gathered
 
-# Logits one chunk may hold on one device: 2^26 float32 values are 256 MiB.
-_CHUNK_ELEMENTS = 1 << 26
+# Logits one chunk may hold on one device: 2^28 float32 values are 1 GiB. Every chunk reads and writes the head's
+# whole float32 gradient, so that small ones cost time.
+_CHUNK_ELEMENTS = 1 << 28
+# Rows of a chunk come in multiples of this where that is possible: matmul tiles.
+_CHUNK_MULTIPLE = 128
 # A sequence is always cut at least this often, so that a chunk is never the whole [B, T, V].
 _MIN_CHUNKS = 4
 
@@ -37,7 +40,9 @@ class _Gradients(NamedTuple):
 
 
 def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
-    """Positions per chunk: as many as keep batch x chunk x vocabulary under 2^26, at most a quarter of T.
+    """Positions per chunk: as many as keep batch x chunk x vocabulary under 2^28, at most a quarter of T.
+
+    A few more chunks are taken if they then divide T into multiples of 128.
 
     Args:
       batch: sequences on one device.
@@ -46,7 +51,8 @@ def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
     """
     most = max(1, _CHUNK_ELEMENTS // max(1, batch * vocab_size))
     chunks = max(_MIN_CHUNKS, -(-length // most))
-    return max(1, -(-length // chunks))
+    even = (n for n in range(chunks, 2 * chunks) if length % (n * _CHUNK_MULTIPLE) == 0)
+    return max(1, -(-length // next(even, chunks)))
 
 
 def chunked_cross_entropy(
