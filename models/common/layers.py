@@ -20,9 +20,10 @@ Activation = Literal["silu", "sigmoid"]
 
 _STATISTIC = "row_statistic"
 
-# For element-wise work on arrays that are large: its backward pass starts from its arguments and the statistics
-# of their rows. Writing the float32 values in between for it, and reading them, takes longer than computing
-# them again. Nothing has to keep the compiler from merging the two (`prevent_cse`): where it sees both, it may.
+# For element-wise work on arrays that are large: its backward pass starts from its arguments and the
+# statistics of their rows. Writing the float32 values in between for it, and reading them, takes longer than
+# computing them again. Nothing has to keep the compiler from merging the two (`prevent_cse`): where it sees
+# both, it may.
 recomputed = functools.partial(
     jax.checkpoint,
     policy=jax.checkpoint_policies.save_only_these_names(_STATISTIC),

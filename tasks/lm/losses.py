@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from models import fox
 from models.common.sharding import active_mesh, gathered
 
-# Logits one chunk may hold on one device: 2^28 float32 values are 1 GiB. Every chunk reads and writes the head's
-# whole float32 gradient, so that small ones cost time.
+# Logits one chunk may hold on one device: 2^28 float32 values are 1 GiB. Every chunk reads and writes the
+# head's whole float32 gradient, so that small ones cost time.
 _CHUNK_ELEMENTS = 1 << 28
 # Rows of a chunk come in multiples of this where that is possible: matmul tiles.
 _CHUNK_MULTIPLE = 128
