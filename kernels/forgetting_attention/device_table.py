@@ -231,7 +231,12 @@ class _Table:
         limits = {"exact": None, "threshold": self.shape.threshold, "tight": "tight"}
         for kind, rule, passes in CASES:
             visits = measure_visits(
-                self.inputs.q, self.inputs.k, log_fgate[kind], tiles=tiles, adaptive_threshold=limits[rule]
+                self.inputs.q,
+                self.inputs.k,
+                log_fgate[kind],
+                tiles=tiles,
+                adaptive_threshold=limits[rule],
+                implementation=self.implementation,
             )
             ours = times[f"{kind} {rule}"]
             for direction in passes:

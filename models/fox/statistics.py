@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.forgetting_attention import TileConfig, acp_threshold, visited_fraction
+from kernels.forgetting_attention import TileConfig, acp_threshold
+from kernels.forgetting_attention.visits import forward_visits
 from models.common.shapes import Activations, Params
 from models.fox.config import FoxConfig, FoxRuntime
 from models.fox.projections import attention_inputs, pruning_threshold
@@ -32,30 +33,38 @@ def layer_statistics(
 ) -> FoxStats:
     """Statistics of one layer, without the layer axis.
 
-    Tiles are the runtime's, or 128 x 128. Under the "tight" rule, which has no single threshold, the numbers
-    are those of the published one: the fraction is then an upper bound. Document starts are not counted as
-    savings.
+    Tiles are the runtime's, or 128 x 128. The threshold of the "tight" rule, which has none, is the published
+    one. Document starts are not counted as savings, neither is padding.
 
     Args:
       params: the layer's "attn" group.
       x: normalised input of the attention layer.
     """
     inputs = attention_inputs(config, params, x, span, runtime.compute_dtype)
-    limit = pruning_threshold(config, runtime, params, x.shape[0], x.shape[1])
-    if isinstance(limit, str):
-        assert runtime.log_pruning_tolerance is not None
-        live = None if span.mask is None else span.mask[..., None, None]
-        limit = acp_threshold(
-            inputs.q if live is None else jnp.where(live, inputs.q, 0),
-            inputs.k if live is None else jnp.where(live, inputs.k, 0),
-            sm_scale=config.head_dim**-0.5,
-            num_keys=x.shape[1],
-            log_pruning_tolerance=runtime.log_pruning_tolerance,
-        )
-    if limit is None:
+    rule = pruning_threshold(config, runtime, params, x.shape[0], x.shape[1])
+    if rule is None:
         return FoxStats(inputs.log_fgate, None, None)
-    tile = (runtime.tiles or TileConfig()).forward
-    return FoxStats(inputs.log_fgate, limit, visited_fraction(inputs.log_fgate, limit, tile=tile))
+    assert runtime.log_pruning_tolerance is not None
+    visited = forward_visits(
+        inputs.q,
+        inputs.k,
+        inputs.log_fgate,
+        tile=(runtime.tiles or TileConfig()).forward,
+        adaptive_threshold=rule,
+        log_pruning_tolerance=runtime.log_pruning_tolerance,
+        seq_start=span.pads,
+    )
+    if not isinstance(rule, str):
+        return FoxStats(inputs.log_fgate, rule, visited)
+    live = None if span.mask is None else span.mask[..., None, None]
+    limit = acp_threshold(
+        inputs.q if live is None else jnp.where(live, inputs.q, 0),
+        inputs.k if live is None else jnp.where(live, inputs.k, 0),
+        sm_scale=config.head_dim**-0.5,
+        num_keys=x.shape[1],
+        log_pruning_tolerance=runtime.log_pruning_tolerance,
+    )
+    return FoxStats(inputs.log_fgate, limit, visited)
 
 
 def stack_statistics(layers: list[FoxStats]) -> FoxStats:

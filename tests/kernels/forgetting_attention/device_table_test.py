@@ -10,7 +10,7 @@ from kernels.forgetting_attention.benchmark import verdict
 from kernels.forgetting_attention.config import TileConfig
 from kernels.forgetting_attention.device_table import CASES, GOALS, SHAPES, Goal, Inputs, Shape
 from kernels.forgetting_attention.pruning import acp_threshold, visited_fraction
-from kernels.forgetting_attention.visits import measure_visits
+from kernels.forgetting_attention.visits import forward_visits, measure_visits
 from kernels.forgetting_attention.workloads import gates
 
 SMALL = Shape(1, 384, 2, 16)
@@ -115,6 +115,27 @@ def test_the_tight_rule_visits_fewer_tiles_and_no_rule_visits_all() -> None:
     }
     assert shares[None] == 1
     assert shares["tight"] < shares["auto"] < 1
+
+
+def test_forward_visits_by_head_are_those_of_the_table_and_leave_padding_out() -> None:
+    inputs = Inputs.draw(SMALL, 0)
+    log_fgate = jnp.asarray(4 * gates("mix", np.random.default_rng(0), (1, 384, 2)), jnp.float32)
+    tile = (32, 16)
+    tiles = TileConfig(tile, tile, tile)
+    for rule in ("auto", "tight"):
+        shares = forward_visits(inputs.q, inputs.k, log_fgate, tile=tile, adaptive_threshold=rule)
+        whole = measure_visits(inputs.q, inputs.k, log_fgate, tiles=tiles, adaptive_threshold=rule)
+        assert float(shares.mean()) == pytest.approx(whole.forward)
+        assert float(shares[0, 0]) < float(shares[0, 1]), "the first head forgets faster"
+        # 192 pads are whole tiles: what is left is the second half's own call, counted by itself.
+        padded = forward_visits(
+            inputs.q, inputs.k, log_fgate, tile=tile, adaptive_threshold=rule,
+            log_pruning_tolerance=-10.0 + np.log(384 / 192), seq_start=jnp.array([192]),
+        )  # fmt: skip
+        alone = forward_visits(
+            inputs.q[:, 192:], inputs.k[:, 192:], log_fgate[:, 192:], tile=tile, adaptive_threshold=rule
+        )
+        np.testing.assert_allclose(padded, alone, rtol=1e-6)
 
 
 def test_rates_say_that_they_were_measured() -> None:
