@@ -53,6 +53,7 @@ class Plan:
         read.
       turns: whether consumer warpgroups of the forward kernel hand their products to the tensor cores in
         turn.
+      overlap: whether the softmax of the forward kernel runs beside the output product of the tile before.
       dk, dv: which of the two gradients `backward_kv` computes; at head dim 256 registers hold one.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     left_masks: bool
     causal_offset: int | None
     turns: bool = False
+    overlap: bool = False
     dk: bool = True
     dv: bool = True
 

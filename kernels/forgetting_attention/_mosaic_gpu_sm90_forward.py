@@ -226,21 +226,33 @@ class _Strip:
         plgpu.barrier_wait(self.scratch["v_ready"].at[before])
 
         def both(refs: Any) -> None:
-            s_ref, acc_ref, top_ref, total_ref, weights_ref, rescale_ref = refs
+            s_ref, acc_ref, top_ref, total_ref, p_ref, rescale_ref = refs
+            keys = self.scratch["k_smem"].at[slot].transpose((1, 0))
+            values = self.scratch["v_smem"].at[before]
             self._take_turn()
-            plgpu.wgmma(acc_ref, weights, self.scratch["v_smem"].at[before])
-            plgpu.wgmma(s_ref, self.q_smem, self.scratch["k_smem"].at[slot].transpose((1, 0)))
+            if self.plan.overlap:
+                plgpu.wgmma(s_ref, self.q_smem, keys)
+                plgpu.wgmma(acc_ref, weights, values)
+            else:
+                plgpu.wgmma(acc_ref, weights, values)
+                plgpu.wgmma(s_ref, self.q_smem, keys)
             self._pass_turn()
-            s = plgpu.wgmma_accumulator_load(s_ref, wait_n=0)
+            s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1 if self.plan.overlap else 0)
             plgpu.barrier_arrive(self.scratch["k_free"].at[slot])
-            plgpu.barrier_arrive(self.scratch["v_free"].at[before])
+            if not self.plan.overlap:
+                plgpu.barrier_arrive(self.scratch["v_free"].at[before])
             p, top_ref[...], total_ref[...], rescale_ref[...] = self._softmax(
                 s, top, total, shift, tile, masked
             )
-            weights_ref[...] = p.astype(self.q_smem.dtype)
+            p_ref[...] = p if self.plan.overlap else p.astype(self.q_smem.dtype)
 
-        state = (plgpu.ACC.init(bias), plgpu.ACC.init(acc), top, total, weights, top)
-        _, acc, top, total, weights, rescale = pl.run_state(both)(state)
+        # The product still reads the old weights: until it is done the new ones stay wide, beside them.
+        p = bias if self.plan.overlap else weights
+        state = (plgpu.ACC.init(bias), plgpu.ACC.init(acc), top, total, p, top)
+        _, acc, top, total, p, rescale = pl.run_state(both)(state)
+        if self.plan.overlap:
+            plgpu.barrier_arrive(self.scratch["v_free"].at[before])
+        weights = p.astype(self.q_smem.dtype)
         return acc * sm90.by_row(rescale, acc.shape), top, total, next_shift, weights
 
     def _softmax(self, s: Array, top: Array, total: Array, shift: Array, tile: Array, masked: bool) -> Any:

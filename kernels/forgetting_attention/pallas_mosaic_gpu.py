@@ -186,7 +186,7 @@ def _plan(call: _Call, kernel: str, tile: Tile) -> Plan:
     schedule = schedules.schedule(kernel, call.q.shape[3], tile)
     return Plan(
         tile[0], tile[1], schedule.stages, schedule.buffers, call.group, call.sm_scale, call.left_masks,
-        call.causal_offset, schedule.turns,
+        call.causal_offset, schedule.turns, schedule.overlap,
     )  # fmt: skip
 
 

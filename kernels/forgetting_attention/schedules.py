@@ -26,19 +26,21 @@ class Schedule:
       stages: tiles of the streamed operands in shared memory at a time.
       buffers: blocks of the owned operands in shared memory; 2 loads the next block early.
       turns: forward only: whether warpgroups take turns at the tensor cores.
+      overlap: forward only: whether a warpgroup's softmax runs beside its output product of the tile before.
     """
 
     tile: Tile
     stages: int
     buffers: int = 2
     turns: bool = False
+    overlap: bool = False
 
 
 Schedules = Mapping[str, Schedule]  # "forward", "backward_kv", "backward_q"
 
 DEFAULTS: Mapping[int, Schedules] = {
     64: {
-        "forward": Schedule((192, 128), 2, turns=True),
+        "forward": Schedule((192, 128), 2, turns=True, overlap=True),
         "backward_kv": Schedule((64, 192), 2),
         "backward_q": Schedule((192, 64), 3),
     },
