@@ -59,10 +59,10 @@ def _blocked_cumsum(hi: Array, lo: Array) -> tuple[Array, Array]:
     sigma = 4 * _BLOCK * jnp.max(jnp.abs(hi), axis=2, keepdims=True)
     leading = (hi + sigma) - sigma
     triangle = jnp.tril(jnp.ones((block, block), hi.dtype))
-    exact, rest = (
-        jnp.einsum("ij,bcjn->bcin", triangle, part, precision=jax.lax.Precision.HIGHEST)
-        for part in (leading, (hi - leading) + lo)
-    )
+    # One product for both: they share the triangle, and are small.
+    parts = jnp.concatenate([leading, (hi - leading) + lo], axis=-1)
+    both = jnp.einsum("ij,bcjn->bcin", triangle, parts, precision=jax.lax.Precision.HIGHEST)
+    exact, rest = both[..., :lanes], both[..., lanes:]
     sums = two_sum(exact, rest)
     if hi.shape[1] > 1:
         totals = _blocked_cumsum(*(part[:, :, -1] for part in sums))

@@ -46,8 +46,8 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "*S D"], eps: float) -
     @recomputed
     def normalised(x: Array, scale: Array) -> Array:
         wide = at_least_float32(x)
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-        return (wide * checkpoint_name(inverse, _STATISTIC) * scale).astype(x.dtype)
+        mean_square = checkpoint_name(jnp.mean(wide * wide, axis=-1, keepdims=True), _STATISTIC)
+        return (wide * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)
 
     return normalised(x, gathered(scale))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.forgetting_attention import threshold_from_bound
@@ -39,9 +40,8 @@ class AttentionInputs(NamedTuple):
 
 
 def shift(
-    x: Activations,
+    logits: Float[Array, "B T K"],
     projected: Float[Array, "B T K H"],
-    params: Params,
     span: Span,
     previous: Float[Array, "B K H"] | None,
 ) -> Float[Array, "B T K H"]:
@@ -51,9 +51,8 @@ def shift(
     document began in an earlier call. The mix is computed in float32 and cast back.
 
     Args:
-      x: attention input.
+      logits: W x.
       projected: y = W_k x (or W_v x).
-      params: {"kernel": [D, K]}.
       previous: last projection of the previous call; None = zero.
     """
 
@@ -69,15 +68,21 @@ def shift(
         mixture = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
         return mixture.astype(projected.dtype)
 
-    return mixed(linear(x, params, projected.dtype), projected)
+    return mixed(logits, projected)
 
 
-def log_forget_gates(config: FoxConfig, params: Params, x: Activations, dtype: str) -> Float[Array, "B T N"]:
-    """log f_t = log sigmoid(w x_t + b) per query head, in float32 from the logits on."""
-    if config.fgate_type == "full":
-        gate = params["fgate_proj"]
-        logits = at_least_float32(linear(x, {"kernel": gate["kernel"]}, dtype)) + gathered(gate["bias"])
-        return jax.nn.log_sigmoid(logits)
+def log_forget_gates(
+    config: FoxConfig, params: Params, x: Activations, logits: Float[Array, "B T N"] | None
+) -> Float[Array, "B T N"]:
+    """log f_t = log sigmoid(w x_t + b) per query head, in float32 from the logits on.
+
+    Args:
+      params: the layer's "attn" group.
+      x: attention input.
+      logits: w x; None unless `fgate_type` is "full".
+    """
+    if logits is not None:
+        return jax.nn.log_sigmoid(at_least_float32(logits) + gathered(params["fgate_proj"]["bias"]))
     shape = (*x.shape[:2], config.num_heads)
     if config.fgate_type == "none":
         return constrain(jnp.zeros(shape, at_least_float32(x).dtype), ("batch", "length", None))
@@ -87,6 +92,24 @@ def log_forget_gates(config: FoxConfig, params: Params, x: Activations, dtype: s
         bias = params["fgate"]["bias"]
     gates = jnp.broadcast_to(jax.nn.log_sigmoid(at_least_float32(gathered(bias))), shape)
     return constrain(gates, ("batch", "length", None))
+
+
+def gate_logits(config: FoxConfig, params: Params, x: Activations, dtype: str) -> dict[str, Array]:
+    """What decides one number per head and token, by parameter group: [B, T, heads] in the compute dtype.
+
+    One product for all of them: each alone would read x, and write a gradient as large, for a few columns.
+    """
+    wanted = {
+        "fgate_proj": config.fgate_type == "full",
+        "k_shift": config.use_k_shift,
+        "v_shift": config.use_v_shift,
+    }
+    kernels = {name: gathered(params[name]["kernel"].astype(dtype)) for name in wanted if wanted[name]}
+    if not kernels:
+        return {}
+    joint = linear(x, {"kernel": jnp.concatenate(list(kernels.values()), axis=1)}, dtype)
+    ends = np.cumsum([kernel.shape[1] for kernel in kernels.values()])
+    return dict(zip(kernels, jnp.split(joint, ends[:-1].tolist(), axis=-1), strict=True))
 
 
 def attention_inputs(
@@ -113,17 +136,17 @@ def attention_inputs(
 
     q = heads("q_proj", config.num_heads)
     unshifted_k, unshifted_v = heads("k_proj", config.kv_heads), heads("v_proj", config.kv_heads)
-    k, v = unshifted_k, unshifted_v
+    k, v, logits = unshifted_k, unshifted_v, gate_logits(config, params, x, dtype)
     if config.use_k_shift:
-        k = shift(x, k, params["k_shift"], span, last_k)
+        k = shift(logits["k_shift"], k, span, last_k)
     if config.use_v_shift:
-        v = shift(x, v, params["v_shift"], span, last_v)
+        v = shift(logits["v_shift"], v, span, last_v)
     if config.qk_norm:
         q = rms_norm(q, _per_head(params["q_norm"]["scale"], config.head_dim), QK_NORM_EPS)
         k = rms_norm(k, _per_head(params["k_norm"]["scale"], config.head_dim), QK_NORM_EPS)
     if config.use_rope:
         q, k = (rotate(y, span.positions, config.rope_base) for y in (q, k))
-    log_fgate = log_forget_gates(config, params, x, dtype)
+    log_fgate = log_forget_gates(config, params, x, logits.get("fgate_proj"))
     if span.mask is not None:
         log_fgate = jnp.where(span.mask[..., None], log_fgate, 0)
     return AttentionInputs(q, k, v, log_fgate, unshifted_k, unshifted_v)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from models.common.sharding import gathered
 from tasks.common.errors import ConfigError
 
 
@@ -97,7 +98,7 @@ def make_optimizer(config: OptimConfig, decay_mask: Any = None) -> optax.Gradien
       decay_mask: tree of bool over the trained parameters (None where frozen); True is decayed. None: all
         are.
     """
-    steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    steps = [] if config.clip_norm is None else [clip_by_global_norm(config.clip_norm)]
     steps.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
     if config.weight_decay:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
@@ -128,5 +129,41 @@ def apply_updates(
     direction, opt_state = optimizer.update(grads, opt_state, params)
     updates = jax.tree.map(lambda d: -lr * d, direction)
     params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
-    norms = Norms(*(jnp.asarray(optax.tree.norm(t), jnp.float32) for t in (grads, updates, params)))
-    return params, opt_state, norms
+    # Without the barrier XLA for GPU fuses the norms with the update, cannot do that in place any more, and
+    # copies parameters and moments: 5 ms of a step with 760M parameters.
+    params, opt_state = jax.lax.optimization_barrier((params, opt_state))
+    return params, opt_state, Norms(*(global_norm(tree) for tree in (grads, updates, params)))
+
+
+def global_norm(tree: Any) -> Float[Array, ""]:
+    """L2 norm over all leaves, float32; 0 for an empty tree.
+
+    A matrix that is whole on every device is summed along its last axis, and all those sums together: one
+    kernel instead of two. Of a leaf that is split, each device adds up its part.
+    """
+
+    def squares(x: Array) -> Array:
+        square = jnp.square(x.astype(jnp.float32))
+        if not jax.typeof(x).sharding.is_fully_replicated:
+            square = jnp.sum(square)
+        elif x.ndim > 1:
+            square = jnp.sum(square, axis=-1)
+        return gathered(square).ravel()
+
+    parts = [squares(x) for x in jax.tree.leaves(tree)]
+    if not parts:
+        return jnp.zeros((), jnp.float32)
+    # Behind the barrier XLA cannot make of the sum of all a sum for every leaf again.
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(jnp.concatenate(parts))))
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """Scales updates down to the norm `largest` if theirs is larger; as optax's, by `global_norm`."""
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        del params
+        norm = global_norm(updates)
+        scale = jnp.where(norm < largest, 1.0, largest / norm)
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

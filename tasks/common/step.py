@@ -9,10 +9,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels.common.dispatch import target
 from models.common.sharding import ShardingRules, param_shardings
 from tasks.common.errors import ConfigError
 from tasks.common.metrics import add_sums, divide_sums
-from tasks.common.optim import apply_updates
+from tasks.common.optim import apply_updates, global_norm
 from tasks.common.state import TrainState, leaf_names, merge_trainable, split_trainable
 
 LossFn = Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]]
@@ -120,12 +121,24 @@ def make_train_step(
             "loss": loss,
             "grad_norm": norms.grad,
             "update_norm": norms.update,
-            "param_norm": optax.tree.norm(merge_trainable(trained, frozen)),
+            "param_norm": global_norm(merge_trainable(trained, frozen)),
         }
         params = merge_trainable(trained, frozen)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+
+
+def compiler_options() -> dict[str, Any]:
+    """How XLA compiles a training step on the platform there is.
+
+    On GPUs no matmul goes to Triton: cuBLAS is as fast at a model's sizes, choosing among Triton's tiles
+    takes minutes for layers that are not scanned, and what they might have absorbed is left unfused. Nor are
+    matmuls of one input merged: the slices that take the result apart cost more than reading the input again.
+    """
+    if target().platform != "gpu":
+        return {}
+    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 
 def _split_aux(aux: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

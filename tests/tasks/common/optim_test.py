@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from tasks.common.errors import ConfigError
-from tasks.common.optim import OptimConfig, apply_updates, learning_rate, make_optimizer
+from tasks.common.optim import (
+    OptimConfig,
+    apply_updates,
+    clip_by_global_norm,
+    global_norm,
+    learning_rate,
+    make_optimizer,
+)
 
 
 def rates(config: OptimConfig, *units: int) -> list[float]:
@@ -81,6 +88,46 @@ def test_no_clip_and_no_decay() -> None:
     )
     np.testing.assert_allclose(new["w"], [0.5, -1.5], rtol=1e-6)
     assert float(norms.grad) == 500.0
+
+
+def test_norm_and_clipping_over_leaves_of_all_kinds() -> None:
+    rng = np.random.default_rng(0)
+    tree = {
+        n: jnp.asarray(rng.normal(size=s), jnp.float32)
+        for n, s in {"a": (3, 4, 5), "b": (7,), "c": ()}.items()
+    }
+    tree["d"] = jnp.asarray(rng.normal(size=(6, 2)), jnp.bfloat16)
+    wanted = np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in tree.values()))
+    assert float(jax.jit(global_norm)(tree)) == pytest.approx(wanted, rel=1e-6)
+    assert float(global_norm({})) == 0
+    for largest in (0.5, 100.0):
+        clip = clip_by_global_norm(largest)
+        clipped = clip.update(tree, clip.init(tree))[0]
+        for name, x in tree.items():
+            assert clipped[name].dtype == x.dtype
+            expected = np.float32(x) * min(1.0, largest / wanted)
+            np.testing.assert_allclose(
+                np.float32(clipped[name]), expected, rtol=1e-2 if name == "d" else 1e-6
+            )
+
+
+def test_norm_of_leaves_that_are_split_over_devices(run_python) -> None:  # type: ignore[no-untyped-def]
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tasks.common.optim import global_norm
+mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2)
+specs = {"a": ("fsdp", None), "b": (None, "fsdp"), "c": (None, None), "d": ("fsdp",)}
+shapes = {"a": (8, 3), "b": (3, 8), "c": (5, 2), "d": (4,)}
+rng = np.random.default_rng(0)
+host = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+with jax.set_mesh(mesh):
+    tree = {n: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*specs[n]))) for n, x in host.items()}
+    norm = jax.jit(global_norm)(tree)
+wanted = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in host.values()))
+np.testing.assert_allclose(norm, wanted, rtol=1e-6)
+"""
+    run_python("-c", code, devices=8)
 
 
 @pytest.mark.parametrize(

@@ -281,3 +281,32 @@ def test_micro_batches_with_unequal_masks_equal_the_whole_batch():
     np.testing.assert_allclose(metrics_one["grad_norm"], metrics_two["grad_norm"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)  # Adam's first step amplifies rounding of tiny gradients
+
+
+def test_log_normaliser_in_one_pass_is_the_one_of_jax():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 50)) * 30, jnp.float32)
+    logits = logits.at[0, 0, :49].set(-jnp.inf).at[0, 1].add(1e30).at[1, 0].set(-80.0)
+    weights = jnp.arange(6.0).reshape(2, 3)
+
+    def value_and_gradient(function):
+        return jax.jit(jax.value_and_grad(lambda x: (function(x) * weights).sum()))(logits)
+
+    np.testing.assert_allclose(
+        losses._logsumexp_in_one_pass(logits), jax.nn.logsumexp(logits, axis=-1), rtol=2e-6
+    )
+    ours, theirs = (value_and_gradient(f) for f in (losses._logsumexp_in_one_pass, losses._logsumexp))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), ours, theirs)
+    assert bool(jnp.isnan(losses._logsumexp_in_one_pass(logits.at[1, 1, 7].set(jnp.nan))[1, 1]))
+    assert losses._logsumexp_in_one_pass(jnp.full((1, 4), -jnp.inf)) == -jnp.inf
+
+
+def test_a_gpu_reads_the_logits_once():
+    logits = jax.ShapeDtypeStruct((2, 8, 100), jnp.float32)
+    reductions = {
+        platform: jax.export.export(jax.jit(losses._log_normaliser), platforms=[platform])(logits)
+        .mlir_module()
+        .count("stablehlo.reduce(")
+        for platform in ("cuda", "cpu")
+    }
+    assert reductions["cuda"] == 1
+    assert reductions["cpu"] > 1
