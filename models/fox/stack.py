@@ -1,4 +1,4 @@
-"""Running the layers one after the other: unrolled or scanned, rematerialised or not, bit for bit alike."""
+"""Running the layers one after the other: unrolled or scanned, rematerialised or not."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
+from kernels.common.dispatch import target
 from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.params import layer_keys, stack_layers
 from models.common.shapes import Activations, Params
@@ -21,10 +22,12 @@ def run_layers(
 ) -> Activations:
     """Applies `layer(params, x, span)` for every entry of `layers`, in order.
 
-    Scanned and unrolled runs compile to the same arithmetic (see `isolated`), so that a run may switch
-    `scan_layers` and reproduce its losses bit for bit.
+    Except on a GPU, scanned and unrolled runs compile to the same arithmetic (see `isolated`), so that a run
+    may switch `scan_layers` and reproduce its losses bit for bit.
     """
-    step = isolated(rematerialized(layer, runtime.remat))
+    step = rematerialized(layer, runtime.remat)
+    if target().platform != "gpu":  # there it would cost a tenth of all kernels, and matmuls differ anyway
+        step = isolated(step)
     if not runtime.scan_layers:
         if isinstance(x, jax.core.Tracer):  # a function called once per layer is traced and lowered once
             step = jax.jit(step)
