@@ -3,7 +3,7 @@
 The order of operations is that of the official code (FoX section 3 and appendix; room README).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,19 +56,62 @@ def shift(
       previous: last projection of the previous call; None = zero.
     """
 
-    @recomputed
-    def mixed(logits: Array, projected: Array) -> Array:
-        mix = jax.nn.sigmoid(at_least_float32(logits))[..., None]
-        shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-        earlier = jnp.where(span.predecessor[..., None, None], shifted, 0)
-        if previous is not None:
-            # The first real token of a call that continues an earlier call's document.
-            continues = (span.has_past & ~span.predecessor)[..., None, None]
-            earlier = jnp.where(continues, previous[:, None].astype(projected.dtype), earlier)
-        mixture = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
-        return mixture.astype(projected.dtype)
+    continues = None
+    if previous is not None:
+        previous = previous.astype(projected.dtype)
+        # The first real token of a call that continues an earlier call's document.
+        continues = span.has_past & ~span.predecessor
+    return _shifted(logits, projected, previous, span.predecessor, continues)
 
-    return mixed(logits, projected)
+
+@jax.custom_vjp
+def _shifted(
+    logits: Array, projected: Array, previous: Array | None, predecessor: Array, continues: Array | None
+) -> Array:
+    mix = jax.nn.sigmoid(at_least_float32(logits))[..., None]
+    earlier = _earlier(projected, previous, predecessor, continues)
+    mixture = mix * at_least_float32(earlier) + (1 - mix) * at_least_float32(projected)
+    return mixture.astype(projected.dtype)
+
+
+def _earlier(
+    projected: Array, previous: Array | None, predecessor: Array, continues: Array | None
+) -> Float[Array, "B T K H"]:
+    """What lies before every token: 0 where nothing does."""
+    shifted = jnp.pad(projected[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    earlier = jnp.where(predecessor[..., None, None], shifted, 0)
+    if continues is None:
+        return earlier
+    assert previous is not None
+    return jnp.where(continues[..., None, None], previous[:, None], earlier)
+
+
+def _shifted_forward(*inputs: Any) -> tuple[Array, Any]:
+    return _shifted(*inputs), inputs
+
+
+def _shifted_backward(inputs: Any, cotangent: Array) -> tuple[Array | None, ...]:
+    logits, projected, previous, predecessor, continues = inputs
+    mix = jax.nn.sigmoid(at_least_float32(logits))
+    apart = at_least_float32(_earlier(projected, previous, predecessor, continues))
+    apart = apart - at_least_float32(projected)
+    # XLA would make one kernel of what comes before these sums, the sums, and what follows, and on a GPU that
+    # is a slow one: hence the barriers.
+    cotangent = jax.lax.optimization_barrier(cotangent)
+    sums = jax.lax.optimization_barrier(jnp.sum(apart * at_least_float32(cotangent), axis=-1))
+    d_logits = mix * (1 - mix) * sums
+    wide = at_least_float32(jax.lax.optimization_barrier(cotangent))
+    to_earlier = mix[..., None] * wide
+    to_shifted = jnp.where(predecessor[..., None, None], to_earlier, 0)
+    d_projected = (1 - mix[..., None]) * wide + jnp.pad(to_shifted[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    d_previous = None
+    if continues is not None:
+        d_previous = jnp.sum(jnp.where(continues[..., None, None], to_earlier, 0), axis=1)
+        d_previous = d_previous.astype(previous.dtype)
+    return d_logits.astype(logits.dtype), d_projected.astype(projected.dtype), d_previous, None, None
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 def log_forget_gates(

@@ -138,7 +138,11 @@ def compiler_options() -> dict[str, Any]:
     """
     if target().platform != "gpu":
         return {}
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+    return {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+        "xla_allow_excess_precision": False,
+    }
 
 
 def _split_aux(aux: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
