@@ -95,12 +95,13 @@ def _shifted_backward(inputs: Any, cotangent: Array) -> tuple[Array | None, ...]
     mix = jax.nn.sigmoid(at_least_float32(logits))
     apart = at_least_float32(_earlier(projected, previous, predecessor, continues))
     apart = apart - at_least_float32(projected)
-    # XLA would make one kernel of what comes before these sums, the sums, and what follows, and on a GPU that
-    # is a slow one: hence the barriers.
     cotangent = jax.lax.optimization_barrier(cotangent)
-    sums = jax.lax.optimization_barrier(jnp.sum(apart * at_least_float32(cotangent), axis=-1))
+    sums = jnp.sum(apart * at_least_float32(cotangent), axis=-1)
+    # What follows waits for the sums: XLA for GPU would make one kernel of both, which takes four times as
+    # long.
+    cotangent, sums, mix, predecessor = jax.lax.optimization_barrier((cotangent, sums, mix, predecessor))
     d_logits = mix * (1 - mix) * sums
-    wide = at_least_float32(jax.lax.optimization_barrier(cotangent))
+    wide = at_least_float32(cotangent)
     to_earlier = mix[..., None] * wide
     to_shifted = jnp.where(predecessor[..., None, None], to_earlier, 0)
     d_projected = (1 - mix[..., None]) * wide + jnp.pad(to_shifted[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
