@@ -88,6 +88,8 @@ class BackwardInputs(NamedTuple):
     minus_delta: Any
     row_base: Any
     col_base: Any
+    row_exact: Any
+    col_exact: Any
     counts: Any
     jobs: Any
     first: Any
@@ -261,6 +263,40 @@ def base_offset(bases: tuple[Any, Any], tile: Array, own: tuple[Array, Array]) -
     hi, lo = bases
     tile = jnp.minimum(tile, hi.shape[0] - 1)
     return ((hi[tile] + own[0]) + (lo[tile] + own[1])) * LOG2E
+
+
+def exact_bias(
+    row: Any,
+    col: Any,
+    row0: Array,
+    key0: Array,
+    shape: tuple[int, int],
+    plan: Plan,
+    *,
+    transposed: bool = False,
+) -> Array:
+    """What score accumulators start from in a masked tile: (D_ij - lse_i) / sm_scale, from hi and lo parts.
+
+    Near the diagonal D is small, and here accurate to one rounding of itself. Parts relative to bases are as
+    large as the tile's whole decay, and leave rounding errors that differ between the two backward kernels:
+    the gradient of a gate, which sums their difference up to the end, would lose precision with the context.
+
+    Args:
+      row: hi and lo parts of the lane's row decay and its log-normaliser, [3, Tp].
+      col: hi and lo parts of its column decay, [2, Sp].
+      row0, key0: where the tile begins.
+      shape: of the tile, queries x keys, or keys x queries if transposed.
+    """
+    row_axis, key_axis = (1, 0) if transposed else (0, 1)
+
+    def part(ref: Any, start: Array, axis: int) -> Array:
+        layout = BY_ROW if axis == 0 else BY_COLUMN
+        values = plgpu.load(ref.at[pl.ds(start, shape[axis])], layout=layout, optimized=False)
+        return lax.broadcast_in_dim(values, shape, [axis])
+
+    row_hi, row_lo, lse = (part(row.at[index], row0, row_axis) for index in range(3))
+    col_hi, col_lo = (part(col.at[index], key0, key_axis) for index in range(2))
+    return ((row_hi + col_hi) + ((row_lo + col_lo) - lse)) * (1 / plan.sm_scale)
 
 
 class Spans(NamedTuple):

@@ -30,6 +30,8 @@ def backward_kv(
     minus_delta: Float[Array, "G Tp"],
     row_base: Float[Array, "2 G Mr"],
     col_base: Float[Array, "2 G Mc"],
+    row_exact: Float[Array, "3 G Tp"],
+    col_exact: Float[Array, "2 G Sp"],
     counts: Int[Array, " C"],
     jobs: Int[Array, "C P 6"],
     first: Int[Array, "*first"],
@@ -46,6 +48,8 @@ def backward_kv(
       col: column part of the decay bias from its tile's base on, divided by sm_scale; whole tiles.
       minus_delta: -(rowsum(dO O) - dlse).
       row_base, col_base: hi and lo parts of the bias at the bases of row tiles and column blocks.
+      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows.
+      col_exact: hi and lo parts of the column decay.
       counts, jobs: see `work_lists`.
       first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
       plan: static choices.
@@ -74,7 +78,24 @@ def backward_kv(
             "free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.stages),
         },
     )  # fmt: skip
-    return list(kernel(q, k, v, d_out, row, col, minus_delta, row_base, col_base, counts, jobs, first, last))
+    found = kernel(
+        q,
+        k,
+        v,
+        d_out,
+        row,
+        col,
+        minus_delta,
+        row_base,
+        col_base,
+        row_exact,
+        col_exact,
+        counts,
+        jobs,
+        first,
+        last,
+    )
+    return list(found)
 
 
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
@@ -183,6 +204,7 @@ def _strip(
         col=col * plan.exponent,
         base=(inputs.col_base[0, job.lane, job.block], inputs.col_base[1, job.lane, job.block]),
         row_bases=(inputs.row_base.at[0, job.lane], inputs.row_base.at[1, job.lane]),
+        exact=(inputs.row_exact.at[:, job.lane], inputs.col_exact.at[:, job.lane]),
         spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
         smem=smem,
     )  # fmt: skip
@@ -198,6 +220,7 @@ class _Strip:
       col: column part of the decay bias, base 2.
       base: hi and lo parts of the bias at the base of the block.
       row_bases: the same at the bases of the lane's row tiles.
+      exact: row and column parts of the lane's bias, see `exact_bias`.
     """
 
     plan: Plan
@@ -207,6 +230,7 @@ class _Strip:
     col: Array
     base: tuple[Array, Array]
     row_bases: tuple[Any, Any]
+    exact: tuple[Any, Any]
     spans: sm90.Spans
     smem: dict[str, Any]
 
@@ -246,7 +270,11 @@ class _Strip:
         plan, smem = self.plan, self.smem
         shape = (WARPGROUP, plan.rows)
         plgpu.barrier_wait(smem["q_ready"].at[slot])
-        row = sm90.by_column(smem["row_smem"].at[slot], shape)
+        if masked:
+            row0 = tile * plan.rows
+            start = sm90.exact_bias(*self.exact, row0, self.key0, shape, plan, transposed=True)
+        else:
+            start = sm90.by_column(smem["row_smem"].at[slot], shape)
         plgpu.barrier_wait(smem["do_ready"].at[slot])
         delta = sm90.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None
 
@@ -256,13 +284,13 @@ class _Strip:
             if plan.dk:
                 plgpu.wgmma(dp_ref, smem["v_smem"], smem["do_smem"].at[slot].transpose((1, 0)))
             s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1 if plan.dk else 0)
-            p = jnp.exp2(s * plan.exponent + sm90.by_row(self.col + shift, shape))
             if masked:
-                seen = sm90.visible(tile * plan.rows, self.key0, shape, self.spans, plan, transposed=True)
-                p = jnp.where(seen, p, 0.0)
-            p_ref[...] = p
+                seen = sm90.visible(row0, self.key0, shape, self.spans, plan, transposed=True)
+                p_ref[...] = jnp.where(seen, jnp.exp2(s * plan.exponent), 0.0)
+            else:
+                p_ref[...] = jnp.exp2(s * plan.exponent + sm90.by_row(self.col + shift, shape))
 
-        state = (plgpu.ACC.init(row), None if delta is None else plgpu.ACC.init(delta), row)
+        state = (plgpu.ACC.init(start), None if delta is None else plgpu.ACC.init(delta), start)
         _, dp, p = pl.run_state(products)(state)
         return p, dp
 

@@ -29,6 +29,8 @@ def backward_q(
     minus_delta: Float[Array, "G Tp"],
     row_base: Float[Array, "2 G Mr"],
     col_base: Float[Array, "2 G Mc"],
+    row_exact: Float[Array, "3 G Tp"],
+    col_exact: Float[Array, "2 G Sp"],
     counts: Int[Array, " C"],
     jobs: Int[Array, "C P 6"],
     first: Int[Array, "*first"],
@@ -57,7 +59,23 @@ def backward_q(
             "free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.stages),
         },
     )  # fmt: skip
-    d_q, sums = kernel(q, k, v, d_out, row, col, minus_delta, row_base, col_base, counts, jobs, first, last)
+    d_q, sums = kernel(
+        q,
+        k,
+        v,
+        d_out,
+        row,
+        col,
+        minus_delta,
+        row_base,
+        col_base,
+        row_exact,
+        col_exact,
+        counts,
+        jobs,
+        first,
+        last,
+    )
     return d_q, sums
 
 
@@ -125,6 +143,7 @@ def _consume(
             minus_delta=delta,
             base=(inputs.row_base[0, job.lane, job.block], inputs.row_base[1, job.lane, job.block]),
             col_bases=(inputs.col_base.at[0, job.lane], inputs.col_base.at[1, job.lane]),
+            exact=(inputs.row_exact.at[:, job.lane], inputs.col_exact.at[:, job.lane]),
             spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
             smem=scratch | own,
         )  # fmt: skip
@@ -154,6 +173,7 @@ class _Strip:
       minus_delta: what the accumulators of dP start from.
       base: hi and lo parts of the bias at the base of the block.
       col_bases: the same at the bases of the lane's column tiles.
+      exact: row and column parts of the lane's bias, see `exact_bias`.
     """
 
     plan: Plan
@@ -164,6 +184,7 @@ class _Strip:
     minus_delta: Array
     base: tuple[Array, Array]
     col_bases: tuple[Any, Any]
+    exact: tuple[Any, Any]
     spans: sm90.Spans
     smem: dict[str, Any]
 
@@ -191,7 +212,11 @@ class _Strip:
         plan, smem = self.plan, self.smem
         shape = (WARPGROUP, plan.columns)
         plgpu.barrier_wait(smem["k_ready"].at[slot])
-        col = sm90.by_column(smem["col_smem"].at[slot], shape)
+        if masked:
+            key0 = tile * plan.columns
+            start = sm90.exact_bias(*self.exact, self.row0, key0, shape, plan)
+        else:
+            start = sm90.by_column(smem["col_smem"].at[slot], shape)
         plgpu.barrier_wait(smem["v_ready"].at[slot])
 
         def products(refs: Any) -> None:
@@ -199,13 +224,13 @@ class _Strip:
             plgpu.wgmma(s_ref, smem["q_smem"], smem["k_smem"].at[slot].transpose((1, 0)))
             plgpu.wgmma(dp_ref, smem["do_smem"], smem["v_smem"].at[slot].transpose((1, 0)))
             s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1)
-            p = jnp.exp2(s * plan.exponent + sm90.by_row(self.row + shift, shape))
             if masked:
-                seen = sm90.visible(self.row0, tile * plan.columns, shape, self.spans, plan)
-                p = jnp.where(seen, p, 0.0)
-            p_ref[...] = p
+                seen = sm90.visible(self.row0, key0, shape, self.spans, plan)
+                p_ref[...] = jnp.where(seen, jnp.exp2(s * plan.exponent), 0.0)
+            else:
+                p_ref[...] = jnp.exp2(s * plan.exponent + sm90.by_row(self.row + shift, shape))
 
-        state = (plgpu.ACC.init(col), plgpu.ACC.init(sm90.by_row(self.minus_delta, shape)), col)
+        state = (plgpu.ACC.init(start), plgpu.ACC.init(sm90.by_row(self.minus_delta, shape)), start)
         _, dp, p = pl.run_state(products)(state)
         return p, dp
 

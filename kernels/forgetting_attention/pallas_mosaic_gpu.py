@@ -117,7 +117,7 @@ def forward(operands: Operands, static: Static) -> tuple[Array, Array]:
     batch, rows, heads, head_dim = operands.q.shape
     plan = _plan(call, "forward", tile)
     row, row_base = _from_bases(call.row_hi, call.row_lo, tile[0])
-    col, col_base = _from_bases(call.col_hi, call.col_lo, tile[1])
+    col, col_base = _from_bases(call.col_hi, call.col_lo, tile[1], at_end=True)
     lists = _lists(operands, static, call, tile, None, by_row=True)
     first, last = _spans(operands, static, tile[0])
     out, lse = forward_kernel(
@@ -231,15 +231,17 @@ def _backward_arguments(
     """What both backward kernels read."""
     size, columns = tile
     row, row_base = _from_bases(call.row_hi, call.row_lo, size)
-    col, col_base = _from_bases(call.col_hi, call.col_lo, columns)
+    col, col_base = _from_bases(call.col_hi, call.col_lo, columns, at_end=True)
     lse = jnp.pad(pulled.lse, ((0, 0), (0, -pulled.lse.shape[1] % size)), constant_values=-jnp.inf)
     row = jnp.where(lse > -jnp.inf, (row - lse) / call.sm_scale, NEVER)
+    row_exact = jnp.stack([*_whole(call.row_hi, call.row_lo, size), jnp.where(lse > -jnp.inf, lse, -NEVER)])
+    col_exact = jnp.stack(_whole(call.col_hi, call.col_lo, columns))
     first, last = _spans(operands, static, size)
     return (
         _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
         _at_least(pulled.d_out, size), row,
         col / call.sm_scale, pad_axis_to(pulled.minus_delta, 1, size), row_base, col_base,
-        *lists, first, last,
+        row_exact, col_exact, *lists, first, last,
     )  # fmt: skip
 
 
@@ -255,16 +257,22 @@ def _head_major(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(-1, x.shape[1])
 
 
-def _from_bases(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
-    """One side of the bias [B, N, L]: relative to the first entry of its tile [G, padded L], and those [2, G,
-    M].
+def _whole(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
+    """One side of the bias [B, N, L] by lane, in whole tiles [G, padded L]."""
+    hi, lo = (pad_axis_to(x.reshape(-1, x.shape[2]), 1, size, edge=True) for x in (hi, lo))
+    return hi, lo
+
+
+def _from_bases(hi: Array, lo: Array, size: int, *, at_end: bool = False) -> tuple[Array, Array]:
+    """One side of the bias [B, N, L] relative to the bases of its tiles [G, padded L], and those [2, G, M].
+
+    A base is the first entry of a tile, or the last: rows count from their first one and keys from their last
+    one, which are next to each other where a tile's bias is small.
     """
-    hi, lo = (
-        pad_axis_to(x.reshape(-1, x.shape[2]), 1, size, edge=True).reshape(x.shape[0] * x.shape[1], -1, size)
-        for x in (hi, lo)
-    )
-    local = (hi - hi[:, :, :1]) + (lo - lo[:, :, :1])
-    return local.reshape(local.shape[0], -1), jnp.stack([hi[:, :, 0], lo[:, :, 0]])
+    hi, lo = (x.reshape(x.shape[0], -1, size) for x in _whole(hi, lo, size))
+    at = -1 if at_end else 0
+    local = (hi - hi[:, :, at, None]) + (lo - lo[:, :, at, None])
+    return local.reshape(local.shape[0], -1), jnp.stack([hi[:, :, at], lo[:, :, at]])
 
 
 def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array]:

@@ -147,9 +147,12 @@ def candidates(kernel: str, head_dim: int) -> list[Schedule]:
     """Every schedule of a kernel that fits shared memory and registers, the one in use among them."""
     blocks, steps = (128, 192), (64, 128, 192, 256)
     found = {schedules.DEFAULTS[head_dim][kernel]: None}
-    switch = (False, True) if kernel == "forward" else (False,)
-    choices = itertools.product(blocks, steps, (1, 2, 3, 4), (1, 2), switch, switch)
-    for block, step, stages, buffers, turns, overlap in choices:
+    # (turns, overlap): wide weights beside wide scores are too much for larger steps.
+    modes = ((False, False), (True, False), (True, True)) if kernel == "forward" else ((False, False),)
+    choices = itertools.product(blocks, steps, (1, 2, 3, 4), (1, 2), modes)
+    for block, step, stages, buffers, (turns, overlap) in choices:
+        if overlap and step > 128:
+            continue
         tile = (step, block) if kernel == "backward_kv" else (block, step)
         schedule = Schedule(tile, stages, buffers, turns, overlap)
         # One stage leaves nothing to overlap, nor does one buffer: only where two do not fit.
@@ -176,7 +179,7 @@ def budget(kernel: str, head_dim: int, schedule: Schedule) -> str | None:
         return f"{shared} bytes of shared memory; there are {SHARED_BYTES}"
     # Per thread: accumulators of the results, then scores and their 16-bit copies.
     results = {"forward": 1, "backward_q": 1, "backward_kv": 2 if head_dim <= 128 else 1}[kernel]
-    scores = 0.75 if kernel == "forward" and not schedule.overlap else 1.25
+    scores = 0.75 if kernel == "forward" else 1.25
     registers = results * head_dim / 2 + scores * step
     limit = REGISTERS[block // 64]
     return None if registers <= limit else f"about {registers:.0f} registers a thread; there are {limit}"

@@ -6,11 +6,13 @@ more on a GPU; here every path through the kernels runs once, and `--slow` adds 
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kernels.common.dispatch import compiling_for
-from kernels.forgetting_attention import TileConfig
+from kernels.forgetting_attention import TileConfig, attend_partial
 from kernels.forgetting_attention.workloads import DEVICE_SHAPES, Workload
 from tests.contracts.kernel_contract import TOLERANCE, assert_close, compiled, expected, inputs
 from tests.kernels.mosaic_gpu_interpreter import extended_interpreter
@@ -76,3 +78,25 @@ def test_shapes_with_thresholds_prune(work: Workload) -> None:
     pruned: Any = expected(OP, arrays, options)
     difference = max(np.abs(a - b).max() for a, b in zip(exact, pruned, strict=True))
     assert difference > 2 * TOLERANCE["bfloat16"]
+
+
+def test_both_backward_kernels_form_the_same_score_gradients() -> None:
+    """A gate's gradient is a sum, to the end, of row sums of one kernel less column sums of the other."""
+    rng = np.random.default_rng(0)
+    length, tiles = 320, TileConfig((128, 64), (64, 192), (192, 64))
+    log_fgate = -np.logaddexp(0, -rng.normal(-5, 1, (1, length, 1)))
+    decay = jnp.asarray(np.cumsum(log_fgate, axis=1), jnp.float32)
+    q, k, v, cotangent = (jnp.asarray(rng.normal(size=(1, length, 1, 64)), jnp.bfloat16) for _ in range(4))
+
+    def attend(row: jax.Array, col: jax.Array) -> jax.Array:
+        return attend_partial(q, k, v, row, col, causal=True, tiles=tiles, implementation=NAME)[0]
+
+    @jax.jit
+    def gradients(row: jax.Array, col: jax.Array) -> Any:
+        return jax.vjp(attend, row, col)[1](cotangent)
+
+    with compiling_for("gpu", "9.0", cores=2), extended_interpreter(time_limit=300):
+        by_row, by_column = (np.asarray(x, np.float64)[0, :, 0] for x in gradients(decay, -decay))
+    # What is left of each sum is what sums of single float32 numbers leave.
+    apart = np.cumsum((by_row - by_column)[::-1])[::-1]
+    assert abs(apart[0]) < 5e-7 * np.sqrt(np.sum(by_column**2))
