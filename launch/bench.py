@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ def circumstances(arguments: Sequence[str], commit: str | None = None) -> dict[s
     kind = f"{platform.processor() or platform.machine()} CPU, " if device.platform == "cpu" else ""
     words = [word for word in arguments if not word.startswith(("--output", "--commit", "--profile"))]
     return {
-        "command": " ".join(["python -m launch.bench", *words]),
+        "command": f"python -m launch.bench {shlex.join(words)}",
         "device": f"{kind}{len(jax.devices())} x {device.device_kind}",
         "jax": jax.__version__,
         "commit": commit or _commit(),

@@ -214,7 +214,7 @@ class FoxRuntime:
         "dots" everything but the results of matmuls and of the attention kernel; "attention" everything but
         the latter.
       scan_layers: run the layers as one `lax.scan` (compile time independent of depth). Loss and gradients
-        are bitwise those of the unrolled form in float32 on CPU, so a run may switch it on resume.
+        are bitwise those of the unrolled form in float32 on CPU; a run may switch it on resume.
       attention_implementation: passed to the kernel: None chooses, a name insists, a tuple is an ordered
         list.
       log_pruning_tolerance: log eps of Adaptive Computation Pruning; None switches pruning off, -10 is the

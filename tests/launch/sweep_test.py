@@ -261,7 +261,7 @@ def test_the_comparison_gives_every_architecture_the_same() -> None:
     }
     cfg = full["fox_pro-0"]
     assert (cfg.train.seq_len, cfg.eval.length, cfg.train.steps * cfg.train.batch_size) == (8192, 32768, 8192)
-    assert (cfg.runtime.compute_dtype, cfg.runtime.scan_layers) == ("bfloat16", True)
+    assert (cfg.runtime.compute_dtype, cfg.runtime.scan_layers) == ("bfloat16", False)
     assert sorted(cfg.seed for cfg in full.values()) == [0, 0, 0, 0, 0, 1, 1]
     assert full["fox_pro-0-exact"].runtime.log_pruning_tolerance is None
     assert full["fox_pro-0-exact"].model == cfg.model
