@@ -135,6 +135,7 @@ def compiler_options() -> dict[str, Any]:
     On GPUs no matmul goes to Triton: cuBLAS is as fast at a model's sizes, choosing among Triton's tiles
     takes minutes for layers that are not scanned, and what they might have absorbed is left unfused. Nor are
     matmuls of one input merged: the slices that take the result apart cost more than reading the input again.
+    And what the program rounds to 16 bits is stored so, not in the float32 it came in and goes back to.
     """
     if target().platform != "gpu":
         return {}
