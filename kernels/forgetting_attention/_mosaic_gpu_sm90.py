@@ -77,7 +77,23 @@ class Plan:
 
 
 class BackwardInputs(NamedTuple):
-    """References to what both backward kernels read from global memory, see `backward_kv`."""
+    """What both backward kernels read: arrays outside of them, references to global memory inside.
+
+    G = B * N lanes; Tp and Sp are whole tiles of the kernel, Mr and Mc how many there are.
+
+    Attributes:
+      q, k, v, d_out: 16-bit [B, T or S, N or K, H]; T and S multiples of 8 and no less than a tile; d_out is
+        0 on dead rows.
+      row: row part of the decay bias from its tile's base on, minus the log-normaliser, divided by sm_scale,
+        [G, Tp].
+      col: column part of the decay bias from its tile's base on, divided by sm_scale, [G, Sp].
+      minus_delta: -(rowsum(dO O) - dlse), [G, Tp].
+      row_base, col_base: hi and lo parts of the bias at the bases of tiles, [2, G, Mr] and [2, G, Mc].
+      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows, [3, G, Tp].
+      col_exact: hi and lo parts of the column decay, [2, G, Sp].
+      counts, jobs: see `work_lists`.
+      first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
+    """
 
     q: Any
     k: Any

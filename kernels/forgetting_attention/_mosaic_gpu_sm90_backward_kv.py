@@ -14,57 +14,31 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
 from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, BackwardInputs, Job, Plan
 
 
-def backward_kv(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    d_out: Float[Array, "B T N H"],
-    row: Float[Array, "G Tp"],
-    col: Float[Array, "G Sp"],
-    minus_delta: Float[Array, "G Tp"],
-    row_base: Float[Array, "2 G Mr"],
-    col_base: Float[Array, "2 G Mc"],
-    row_exact: Float[Array, "3 G Tp"],
-    col_exact: Float[Array, "2 G Sp"],
-    counts: Int[Array, " C"],
-    jobs: Int[Array, "C P 6"],
-    first: Int[Array, "*first"],
-    last: Int[Array, "*last"],
-    *,
-    plan: Plan,
-) -> list[Array]:
+def backward_kv(inputs: BackwardInputs, *, plan: Plan) -> list[Array]:
     """Gradients of k and v (those that `plan` asks for), and with dk the column sums of dS [G, Sp].
 
     Args:
-      q, k, v, d_out: 16-bit; T and S multiples of 8 and no less than a tile; d_out is 0 on dead rows.
-      row: row part of the decay bias from its tile's base on, minus the log-normaliser, divided by sm_scale;
-        G = B * N, whole tiles.
-      col: column part of the decay bias from its tile's base on, divided by sm_scale; whole tiles.
-      minus_delta: -(rowsum(dO O) - dlse).
-      row_base, col_base: hi and lo parts of the bias at the bases of row tiles and column blocks.
-      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows.
-      col_exact: hi and lo parts of the column decay.
-      counts, jobs: see `work_lists`.
-      first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
+      inputs: with jobs of column blocks.
       plan: static choices.
     """
+    k, q = inputs.k, inputs.q
     head_dim, consumers = k.shape[3], plan.columns // WARPGROUP
     own = sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), k.dtype)
     ring = sm90.tiles((plan.stages, plan.rows, head_dim), q.dtype)
     vectors = plgpu.SMEM((plan.stages, plan.rows), jnp.float32)
     outputs = [jax.ShapeDtypeStruct(k.shape, k.dtype)] * (plan.dk + plan.dv)
     if plan.dk:
-        outputs.append(jax.ShapeDtypeStruct(col.shape, jnp.float32))
+        outputs.append(jax.ShapeDtypeStruct(inputs.col.shape, jnp.float32))
     kernel = sm90.launch(
         functools.partial(_kernel, plan=plan, heads=q.shape[2]),
         "backward_kv",
-        jobs.shape[0],
+        inputs.jobs.shape[0],
         consumers,
         outputs,
         {
@@ -78,24 +52,7 @@ def backward_kv(
             "free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.stages),
         },
     )  # fmt: skip
-    found = kernel(
-        q,
-        k,
-        v,
-        d_out,
-        row,
-        col,
-        minus_delta,
-        row_base,
-        col_base,
-        row_exact,
-        col_exact,
-        counts,
-        jobs,
-        first,
-        last,
-    )
-    return list(found)
+    return list(kernel(*inputs))
 
 
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:

@@ -13,41 +13,29 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
 from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, BackwardInputs, Job, Plan
 
 
-def backward_q(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    d_out: Float[Array, "B T N H"],
-    row: Float[Array, "G Tp"],
-    col: Float[Array, "G Sp"],
-    minus_delta: Float[Array, "G Tp"],
-    row_base: Float[Array, "2 G Mr"],
-    col_base: Float[Array, "2 G Mc"],
-    row_exact: Float[Array, "3 G Tp"],
-    col_exact: Float[Array, "2 G Sp"],
-    counts: Int[Array, " C"],
-    jobs: Int[Array, "C P 6"],
-    first: Int[Array, "*first"],
-    last: Int[Array, "*last"],
-    *,
-    plan: Plan,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "G Tp"]]:
-    """Gradient of q, and the row sums of dS; arguments as in `backward_kv`, jobs of row blocks."""
+def backward_q(inputs: BackwardInputs, *, plan: Plan) -> tuple[Array, Array]:
+    """Gradient of q [B, T, N, H], and the row sums of dS [G, Tp].
+
+    Args:
+      inputs: with jobs of row blocks.
+      plan: static choices.
+    """
+    q, k = inputs.q, inputs.k
     head_dim, consumers = q.shape[3], plan.rows // WARPGROUP
     own = sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), q.dtype)
     ring = sm90.tiles((plan.stages, plan.columns, head_dim), k.dtype)
     kernel = sm90.launch(
         functools.partial(_kernel, plan=plan, heads=q.shape[2]),
         "backward_q",
-        jobs.shape[0],
+        inputs.jobs.shape[0],
         consumers,
-        [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(row.shape, jnp.float32)],
+        [jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(inputs.row.shape, jnp.float32)],
         {
             "q_smem": own, "do_smem": own, "k_smem": ring, "v_smem": ring,
             "col_smem": plgpu.SMEM((plan.stages, plan.columns), jnp.float32),
@@ -59,23 +47,7 @@ def backward_q(
             "free": plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.stages),
         },
     )  # fmt: skip
-    d_q, sums = kernel(
-        q,
-        k,
-        v,
-        d_out,
-        row,
-        col,
-        minus_delta,
-        row_base,
-        col_base,
-        row_exact,
-        col_exact,
-        counts,
-        jobs,
-        first,
-        last,
-    )
+    d_q, sums = kernel(*inputs)
     return d_q, sums
 
 

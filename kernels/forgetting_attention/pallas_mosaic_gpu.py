@@ -17,7 +17,7 @@ from jaxtyping import Array
 from kernels.common.dispatch import target
 from kernels.common.tiling import ceil_div, pad_axis_to
 from kernels.forgetting_attention import differentiable, schedules
-from kernels.forgetting_attention._mosaic_gpu_sm90 import Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import BackwardInputs, Plan
 from kernels.forgetting_attention._mosaic_gpu_sm90_backward_kv import backward_kv
 from kernels.forgetting_attention._mosaic_gpu_sm90_backward_q import backward_q
 from kernels.forgetting_attention._mosaic_gpu_sm90_forward import forward as forward_kernel
@@ -161,12 +161,12 @@ def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulle
     batch, _, heads, _ = operands.q.shape
     plan = _plan(call, "backward_kv", tile)
     lists = _lists(operands, static, call, tile, pulled.lse, by_row=False)
-    arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
+    inputs = _backward_inputs(operands, static, call, pulled, tile, lists)
     if call.q.shape[3] <= 128:
-        d_k, d_v, d_col = backward_kv(*arguments, plan=plan)
+        d_k, d_v, d_col = backward_kv(inputs, plan=plan)
     else:
-        d_k, d_col = backward_kv(*arguments, plan=dataclasses.replace(plan, dv=False))
-        (d_v,) = backward_kv(*arguments, plan=dataclasses.replace(plan, dk=False))
+        d_k, d_col = backward_kv(inputs, plan=dataclasses.replace(plan, dv=False))
+        (d_v,) = backward_kv(inputs, plan=dataclasses.replace(plan, dk=False))
     d_col = d_col[:, :keys].reshape(batch, heads, keys).swapaxes(1, 2)
     return {"k": d_k[:, :keys], "v": d_v[:, :keys], "col_hi": d_col}
 
@@ -175,8 +175,8 @@ def _backward_q(operands: Operands, static: Static, call: _Call, pulled: _Pulled
     tile = static.options.tiles.backward_q
     batch, rows, heads, _ = operands.q.shape
     lists = _lists(operands, static, call, tile, pulled.lse, by_row=True)
-    arguments = _backward_arguments(operands, static, call, pulled, tile, lists)
-    d_q, d_row = backward_q(*arguments, plan=_plan(call, "backward_q", tile))
+    inputs = _backward_inputs(operands, static, call, pulled, tile, lists)
+    d_q, d_row = backward_q(inputs, plan=_plan(call, "backward_q", tile))
     d_q = d_q if call.factor == 1 else (d_q * call.factor).astype(d_q.dtype)
     d_row = d_row[:, :rows].reshape(batch, heads, rows).swapaxes(1, 2)
     return {"q": d_q[:, :rows], "row_hi": d_row}
@@ -225,10 +225,9 @@ def _never_empty(ranges: TileRange, tiles: int) -> TileRange:
     return TileRange(begin, full_begin, full_end, jnp.maximum(ranges.end, begin + 1))
 
 
-def _backward_arguments(
+def _backward_inputs(
     operands: Operands, static: Static, call: _Call, pulled: _Pulled, tile: Tile, lists: WorkLists
-) -> tuple[Array, ...]:
-    """What both backward kernels read."""
+) -> BackwardInputs:
     size, columns = tile
     row, row_base = _from_bases(call.row_hi, call.row_lo, size)
     col, col_base = _from_bases(call.col_hi, call.col_lo, columns, at_end=True)
@@ -237,7 +236,7 @@ def _backward_arguments(
     row_exact = jnp.stack([*_whole(call.row_hi, call.row_lo, size), jnp.where(lse > -jnp.inf, lse, -NEVER)])
     col_exact = jnp.stack(_whole(call.col_hi, call.col_lo, columns))
     first, last = _spans(operands, static, size)
-    return (
+    return BackwardInputs(
         _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
         _at_least(pulled.d_out, size), row,
         col / call.sm_scale, pad_axis_to(pulled.minus_delta, 1, size), row_base, col_base,
