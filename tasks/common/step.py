@@ -116,8 +116,8 @@ def make_train_step(
 
         loss, means, grads = _loss_and_grads(loss_of, trained, batch, rng, accum)
         if target().platform != "gpu":
-            # Sums of gradients come out alike whatever computed them, layers in a scan or unrolled: nothing is
-            # fused with what comes before. A GPU would write and read all gradients once more.
+            # Sums of gradients come out alike whatever computed them, layers in a scan or unrolled: they are
+            # not fused with what comes before. A GPU would write and read all gradients once more.
             grads = jax.lax.optimization_barrier(grads)
         trained, opt_state, norms = apply_updates(optimizer, lr, grads, state.opt_state, trained)
         metrics = {
