@@ -304,14 +304,8 @@ def exact_bias(
       shape: of the tile, queries x keys, or keys x queries if transposed.
     """
     row_axis, key_axis = (1, 0) if transposed else (0, 1)
-
-    def part(ref: Any, start: Array, axis: int) -> Array:
-        layout = BY_ROW if axis == 0 else BY_COLUMN
-        values = plgpu.load(ref.at[pl.ds(start, shape[axis])], layout=layout, optimized=False)
-        return lax.broadcast_in_dim(values, shape, [axis])
-
-    row_hi, row_lo, lse = (part(row.at[index], row0, row_axis) for index in range(3))
-    col_hi, col_lo = (part(col.at[index], key0, key_axis) for index in range(2))
+    row_hi, row_lo, lse = (along_axis(row.at[index], row0, shape, row_axis) for index in range(3))
+    col_hi, col_lo = (along_axis(col.at[index], key0, shape, key_axis) for index in range(2))
     return ((row_hi + col_hi) + ((row_lo + col_lo) - lse)) * (1 / plan.sm_scale)
 
 
@@ -333,13 +327,17 @@ def visible(
     if plan.causal_offset is not None:
         rows = plgpu.broadcasted_iota(jnp.int32, shape, row_axis, layout=plgpu.Layout.WGMMA)
         return keys <= rows + (row0 + plan.causal_offset)
-    here, layout = pl.ds(row0, shape[row_axis]), BY_COLUMN if transposed else BY_ROW
-    last = plgpu.load(spans.last.at[here], layout=layout, optimized=False)
-    seen = keys <= lax.broadcast_in_dim(last, shape, [row_axis])
+    seen = keys <= along_axis(spans.last, row0, shape, row_axis)
     if plan.left_masks:
-        first = plgpu.load(spans.first.at[here], layout=layout, optimized=False)
-        seen &= keys >= lax.broadcast_in_dim(first, shape, [row_axis])
+        seen &= keys >= along_axis(spans.first, row0, shape, row_axis)
     return seen
+
+
+def along_axis(ref: Any, start: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """One value per row (axis 0) or column of a tile, from global memory, broadcast to the tile."""
+    layout = BY_ROW if axis == 0 else BY_COLUMN
+    values = plgpu.load(ref.at[pl.ds(start, shape[axis])], layout=layout, optimized=False)
+    return lax.broadcast_in_dim(values, shape, [axis])
 
 
 def over_tiles(job: Job, step: Callable[..., Any], carry: Any, *, before: bool, after: bool) -> Any:

@@ -67,8 +67,7 @@ def forward_visits(
 
     Works inside jit; arguments as in `forgetting_attention`, with the default scale.
     """
-    tiles = TileConfig(forward=tile)
-    share = _counter(q, k, log_fgate, tiles, adaptive_threshold, log_pruning_tolerance, seq_start)
+    share = _counter(q, k, log_fgate, adaptive_threshold, log_pruning_tolerance, seq_start)
     return share(tile, column_tiles, 0, None)
 
 
@@ -89,7 +88,7 @@ def measure_visits(
     @jax.jit
     def count(q: Array, k: Array, log_fgate: Array, limit: Array | None) -> list[Array]:
         rule: Threshold = limit if mode is None else mode
-        share = _counter(q, k, log_fgate, tiles, rule, log_pruning_tolerance, None)
+        share = _counter(q, k, log_fgate, rule, log_pruning_tolerance, None)
         known = None
         if mode == "tight":
             # Backward passes know the log-normaliser, which the tight rule uses.
@@ -111,23 +110,22 @@ def _counter(
     q: Array,
     k: Array,
     log_fgate: Array,
-    tiles: TileConfig,
     rule: Threshold,
     log_eps: float,
     seq_start: Array | None,
 ) -> Callable[[Tile, Any, int, Array | None], Array]:
     """share(tile, ranges, side, lse) [B, N]: visited tiles of a pass over those it would visit unpruned."""
     keys, scale = k.shape[1], q.shape[3] ** -0.5
-    tight = log_eps - float(np.log(keys)) if isinstance(rule, str) and rule == "tight" else None
-    limit = None if isinstance(rule, str) else rule
-    if isinstance(rule, str) and rule == "auto":
+    mode, limit = (rule, None) if isinstance(rule, str) else (None, rule)
+    tight = log_eps - float(np.log(keys)) if mode == "tight" else None
+    if mode == "auto":
         live = without_dead(q, k, seq_start, None)
         limit = acp_threshold(*live, sm_scale=scale, num_keys=keys, log_pruning_tolerance=log_eps)
     if limit is not None:
         limit = jnp.broadcast_to(limit, (q.shape[0], q.shape[2])).astype(jnp.float32)
     o, _ = attention_operands(
         q, k, k, log_fgate, seq_start=seq_start, segment_ids=None, kv_length=None, threshold=limit,
-        options=Options(scale, tight, tiles),
+        options=Options(scale, tight, TileConfig()),  # every pass below brings its own
     )  # fmt: skip
     sides = (o.row_hi, o.col_hi, o.row_lo, o.col_lo)
     decay = Decay(*(x.swapaxes(1, 2) for x in sides if x is not None))

@@ -26,7 +26,7 @@ def run_layers(
     may switch `scan_layers` and reproduce its losses bit for bit.
     """
     step = rematerialized(layer, runtime.remat)
-    if target().platform != "gpu":  # there it would cost a tenth of all kernels, and matmuls differ anyway
+    if target().platform != "gpu":  # there it would cost an eighth of all kernels, and matmuls differ anyway
         step = isolated(step)
     if not runtime.scan_layers:
         if isinstance(x, jax.core.Tracer):  # a function called once per layer is traced and lowered once

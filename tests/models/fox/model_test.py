@@ -125,9 +125,9 @@ def test_statistics_and_pruning_modes(mode):
     assert stats.log_fgate.shape == (1, 2, 40, 2)
     assert float(stats.visited_fraction[..., 0].max()) < 0.9
     assert float(stats.visited_fraction[..., 1].min()) > 0.95
-    published = dataclasses.replace(pruning, adaptive_threshold="auto")
-    least = run(config, published, params, x, output="stats")[0].visited_fraction
     if mode == "tight":
+        published = dataclasses.replace(pruning, adaptive_threshold="auto")
+        least = run(config, published, params, x, output="stats")[0].visited_fraction
         assert float(stats.visited_fraction.mean()) < float(least.mean()), "not the published rule's tiles"
     q_scale, k_scale = (jnp.abs(attn[name]["scale"]).reshape(2, 16).max(1) for name in ("q_norm", "k_norm"))
     bound = -(2 * 4 * q_scale * k_scale + math.log(40)) - 10
