@@ -89,8 +89,8 @@ class BackwardInputs(NamedTuple):
       col: column part of the decay bias from its tile's base on, divided by sm_scale, [G, Sp].
       minus_delta: -(rowsum(dO O) - dlse), [G, Tp].
       row_base, col_base: hi and lo parts of the bias at the bases of tiles, [2, G, Mr] and [2, G, Mc].
-      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows, [3, G, Tp].
-      col_exact: hi and lo parts of the column decay, [2, G, Sp].
+      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows, [3, G, >= Tp].
+      col_exact: hi and lo parts of the column decay, [2, G, >= Sp].
       counts, jobs: see `work_lists`.
       first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
     """

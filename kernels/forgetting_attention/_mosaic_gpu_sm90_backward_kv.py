@@ -226,11 +226,12 @@ class _Strip:
         """p, and dP - delta if dk is wanted; the exponentials run while the tensor cores compute dP."""
         plan, smem = self.plan, self.smem
         shape = (WARPGROUP, plan.rows)
-        plgpu.barrier_wait(smem["q_ready"].at[slot])
         if masked:
             row0 = tile * plan.rows
+            # Read while the tile is under way.
             start = sm90.exact_bias(*self.exact, row0, self.key0, shape, plan, transposed=True)
-        else:
+        plgpu.barrier_wait(smem["q_ready"].at[slot])
+        if not masked:
             start = sm90.by_column(smem["row_smem"].at[slot], shape)
         plgpu.barrier_wait(smem["do_ready"].at[slot])
         delta = sm90.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None

@@ -183,11 +183,12 @@ class _Strip:
         """p and dP - delta; the exponentials run while the tensor cores compute dP."""
         plan, smem = self.plan, self.smem
         shape = (WARPGROUP, plan.columns)
-        plgpu.barrier_wait(smem["k_ready"].at[slot])
         if masked:
             key0 = tile * plan.columns
+            # Read while the tile is under way.
             start = sm90.exact_bias(*self.exact, self.row0, key0, shape, plan)
-        else:
+        plgpu.barrier_wait(smem["k_ready"].at[slot])
+        if not masked:
             start = sm90.by_column(smem["col_smem"].at[slot], shape)
         plgpu.barrier_wait(smem["v_ready"].at[slot])
 

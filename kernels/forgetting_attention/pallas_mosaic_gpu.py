@@ -142,18 +142,37 @@ def backward(saved_and_cotangents: tuple[Saved, Array, Array], static: Static) -
         d_out = jnp.where(alive[..., None], d_out, 0)
     if padded_dim != head_dim:
         d_out = jnp.pad(d_out, [(0, 0)] * 3 + [(0, padded_dim - head_dim)])
-    per_lane = (_head_major(x) for x in (lse, jnp.where(alive, -delta, 0)))
-    pulled = _Pulled(d_out, *per_lane)
+    lse, minus_delta = (_head_major(x) for x in (lse, jnp.where(alive, -delta, 0)))
+    pulled = _Pulled(d_out, lse, minus_delta, *_exact(call, static.options.tiles, lse))
     grads = _backward_kv(operands, static, call, pulled) | _backward_q(operands, static, call, pulled)
     return {name: (grad[..., :head_dim] if name in "qkv" else grad) for name, grad in grads.items()}
 
 
 class _Pulled(NamedTuple):
-    """What comes back: d_out [B, T, N, H]; the rest per lane and row, [G, T]; lse is -inf on dead rows."""
+    """What comes back, and what both kernels read of it.
+
+    Attributes:
+      d_out: [B, T, N, H].
+      lse: log-normaliser per lane and row, [G, T], -inf on dead rows.
+      minus_delta: [G, T].
+      row_exact, col_exact: see `BackwardInputs`, in whole tiles of either kernel.
+    """
 
     d_out: Array
     lse: Array
     minus_delta: Array
+    row_exact: Array
+    col_exact: Array
+
+
+def _exact(call: _Call, tiles: TileConfig, lse: Array) -> tuple[Array, Array]:
+    """What scores of masked tiles start from: one pair of arrays for both kernels, whose tiles differ."""
+    sizes = zip(tiles.backward_kv, tiles.backward_q, strict=True)
+    row_size, col_size = (math.lcm(*pair) for pair in sizes)
+    row = _whole(call.row_hi, call.row_lo, row_size)
+    lse = jnp.pad(lse, ((0, 0), (0, row[0].shape[1] - lse.shape[1])), constant_values=-jnp.inf)
+    row_exact = jnp.stack([*row, jnp.where(lse > -jnp.inf, lse, -NEVER)])
+    return row_exact, jnp.stack(_whole(call.col_hi, call.col_lo, col_size))
 
 
 def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
@@ -203,6 +222,7 @@ def _lists(
     decay = Decay(call.row_hi, call.col_hi, call.row_lo, call.col_lo)
     pruned = pruned_tiles(decay, o.threshold, o.norms, static.options.tight_log_eps, tile, lse)
     kept = None if pruned is None else pruned[0 if by_row else 1]
+    blocks = None
     if static.plain_causal:
         blocks = causal_blocks(rows, keys, tile, by_row=by_row)
         if kept is None:
@@ -213,7 +233,7 @@ def _lists(
         ranges = find(o.first, o.last, o.head_first, kept, tile, keys)
     if lse is None:
         ranges = _never_empty(ranges, ceil_div(keys, tile[1]))
-    return dynamic_lists(ranges, group, ctas)
+    return dynamic_lists(ranges, group, ctas, blocks)
 
 
 def _never_empty(ranges: TileRange, tiles: int) -> TileRange:
@@ -233,14 +253,12 @@ def _backward_inputs(
     col, col_base = _from_bases(call.col_hi, call.col_lo, columns, at_end=True)
     lse = jnp.pad(pulled.lse, ((0, 0), (0, -pulled.lse.shape[1] % size)), constant_values=-jnp.inf)
     row = jnp.where(lse > -jnp.inf, (row - lse) / call.sm_scale, NEVER)
-    row_exact = jnp.stack([*_whole(call.row_hi, call.row_lo, size), jnp.where(lse > -jnp.inf, lse, -NEVER)])
-    col_exact = jnp.stack(_whole(call.col_hi, call.col_lo, columns))
     first, last = _spans(operands, static, size)
     return BackwardInputs(
         _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
         _at_least(pulled.d_out, size), row,
         col / call.sm_scale, pad_axis_to(pulled.minus_delta, 1, size), row_base, col_base,
-        row_exact, col_exact, *lists, first, last,
+        pulled.row_exact, pulled.col_exact, *lists, first, last,
     )  # fmt: skip
 
 

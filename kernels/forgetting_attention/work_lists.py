@@ -22,6 +22,8 @@ from kernels.forgetting_attention.tile_ranges import TileRange
 JOB_COST = 1
 # Lanes whose blocks follow each other: enough to share what they read in the L2 cache, few enough to fit it.
 LANES_TOGETHER = 8
+# From this share of the causal tiles on, jobs keep the order in which they share the L2 cache.
+NEARLY_ALL = 0.95
 NO_JOB = -1
 
 
@@ -91,30 +93,50 @@ def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkL
     return WorkLists(jnp.asarray(counts), jnp.asarray(jobs.reshape(ctas, -1, 6)))
 
 
-def dynamic_lists(ranges: TileRange, group: int, ctas: int) -> WorkLists:
+def dynamic_lists(
+    ranges: TileRange, group: int, ctas: int, unpruned: np.ndarray | None = None
+) -> WorkLists:
     """Lists for bounds computed on the device: jobs sorted by cost and dealt to the CTAs to and fro.
+
+    Sorted, jobs of all lanes run at a time, and read more than the L2 cache holds. Where next to nothing was
+    pruned, jobs stay in the lists made for all tiles: they take no longer than without pruning.
 
     Args:
       ranges: of every block, each [B, N, M].
       group: query heads that share a job.
       ctas: how many lists to make.
+      unpruned: tiles [begin, full_begin, full_end, end) of the blocks of every lane before pruning, if they
+        are the same for all lanes.
     """
     edges = [edge.reshape(-1) for edge in ranges]
     blocks = ranges.begin.shape[2]
-    jobs = edges[0].size // group
-    cost = (edges[3] - edges[0]).reshape(-1, group, blocks).sum(axis=1).reshape(-1)
+    cost = (edges[3] - edges[0]).reshape(-1, group, blocks).sum(axis=1)
+    counts, order = _longest_first(cost.reshape(-1), ctas)
+    if unpruned is not None:
+        steps = (unpruned[:, 3] - unpruned[:, 0]).tolist()
+        all_counts, all_order = _greedy(tuple(steps), len(cost), group, ctas)
+        # In float32: of millions of tokens the sum passes 2^31.
+        nearly_all = cost.sum(dtype=jnp.float32) >= NEARLY_ALL * sum(steps) * group * len(cost)
+        longest = max(order.shape[1], all_order.shape[1])
+        counts = jnp.where(nearly_all, all_counts, counts)
+        order = jnp.where(nearly_all, _widened(all_order, longest), _widened(order, longest))
+    lane, block = _members(order, blocks, group)
+    # Gathered one by one, they make one fused step; a table of all bounds would be another.
+    fields = [lane, block, *(edge[lane * blocks + block] for edge in edges)]
+    return WorkLists(counts, jnp.stack(fields, axis=-1).reshape(ctas, -1, 6))
+
+
+def _longest_first(cost: Int[Array, " J"], ctas: int) -> tuple[Int[Array, " C"], Int[Array, "C P"]]:
+    """Counts and jobs of every CTA: the jobs in order of their cost, dealt to and fro."""
+    jobs = cost.size
     # Cost and job in one number: sorting a single operand takes half the time of an argsort.
     bits = max(jobs - 1, 1).bit_length()
     key = jnp.minimum(cost, jnp.iinfo(jnp.int32).max >> bits) << bits | jnp.arange(jobs, dtype=jnp.int32)
-    longest_first = -jax.lax.sort(-key, is_stable=False) & ((1 << bits) - 1)
+    order = -jax.lax.sort(-key, is_stable=False) & ((1 << bits) - 1)
     per_cta = ceil_div(jobs, ctas)
-    dealt = jnp.pad(longest_first, (0, per_cta * ctas - jobs), constant_values=NO_JOB).reshape(per_cta, ctas)
+    dealt = jnp.pad(order, (0, per_cta * ctas - jobs), constant_values=NO_JOB).reshape(per_cta, ctas)
     dealt = jnp.where(jnp.arange(per_cta)[:, None] % 2 == 0, dealt, dealt[:, ::-1]).T
-    lane, block = _members(dealt, blocks, group)
-    # Gathered one by one, they make one fused step; a table of all bounds would be another.
-    fields = [lane, block, *(edge[lane * blocks + block] for edge in edges)]
-    counts = (dealt != NO_JOB).sum(axis=1, dtype=jnp.int32)
-    return WorkLists(counts, jnp.stack(fields, axis=-1).reshape(ctas, -1, 6))
+    return (dealt != NO_JOB).sum(axis=1, dtype=jnp.int32), dealt
 
 
 @functools.lru_cache(maxsize=64)
@@ -134,6 +156,11 @@ def _greedy(cost: tuple[int, ...], lanes: int, group: int, ctas: int) -> tuple[n
     for row, jobs in zip(order, lists, strict=True):
         row[: len(jobs)] = jobs
     return np.asarray([len(jobs) for jobs in lists], np.int32), order
+
+
+def _widened(order: Any, length: int) -> Any:
+    """Lists [C, P] with room for `length` jobs."""
+    return jnp.pad(order, ((0, 0), (0, length - order.shape[1])), constant_values=NO_JOB)
 
 
 def _members(order: Any, blocks: int, group: int) -> tuple[Any, Any]:

@@ -97,6 +97,21 @@ def test_lists_are_balanced(uneven: bool) -> None:
     assert max(load) <= 1.03 * np.mean(load)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_with_next_to_nothing_pruned_the_order_is_that_of_all_tiles(group: int) -> None:
+    lanes, blocks = 16, causal_blocks(4096, 4096, (64, 192), by_row=False)
+    unpruned = static_lists(blocks, lanes, group, 132)
+    for share, same in ((1.0, True), (0.97, True), (0.9, False)):
+        bounds = np.tile(blocks, (lanes, 1, 1))
+        bounds[:, :, 3] = bounds[:, :, 0] + np.ceil(share * (blocks[:, 3] - blocks[:, 0])).astype(np.int32)
+        bounds[:, :, 1:3] = np.minimum(bounds[:, :, 1:3], bounds[:, :, 3:])
+        lists = dynamic_lists(ranges_of(bounds), group, 132, blocks)
+        found = [[job[:2] for job in jobs] for jobs in listed(lists, group)]
+        assert (found == [[job[:2] for job in jobs] for jobs in listed(unpruned, group)]) == same
+        wanted = [(lane, block, *bounds[lane, block]) for lane in range(lanes) for block in range(len(blocks))]
+        assert sorted(job for jobs in listed(lists, group) for job in jobs) == sorted(wanted)
+
+
 def test_long_jobs_come_first() -> None:
     blocks = causal_blocks(4096, 4096, (128, 128), by_row=True)
     for jobs in listed(dynamic_lists(ranges_of(np.tile(blocks, (5, 1, 1))), 1, 7)):
