@@ -165,7 +165,7 @@ class Sweep:
                 raise
 
     def _cache_programs(self) -> None:
-        """Compiled programs on disk: trials differ in their learning rate, which no program contains."""
+        """Compiled programs on disk, for the next process; in this one runs share them (`Job.program`)."""
         if not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", str(self.folder.resolve() / ".programs"))
 

@@ -1,7 +1,7 @@
 """What the loop has to be told: the functions and settings of one training run."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +113,8 @@ class Job:
       checkpoint, and compared on resume; None: neither.
     free_keys: dotted keys of it that may change on resume.
     num_workers, prefetch: of `Batches.iterate`.
+    program: names what `loss_fn` and the masks compute. Runs of one process for which it is equal share
+      their compiled step if nothing else of it differs. None: they do not.
     """
 
     workdir: Path | str
@@ -137,6 +139,7 @@ class Job:
     free_keys: Sequence[str] = FREE_KEYS
     num_workers: int = 0
     prefetch: int = 2
+    program: Hashable = None
 
     def __post_init__(self) -> None:
         rows = self.train.batch_size
@@ -164,6 +167,14 @@ class Job:
     def units_seen(self, step: int) -> int:
         """Position on the learning-rate schedule before `step`."""
         return step * (self.units_per_step if self.optim.unit == "tokens" else 1)
+
+    def step_program(self) -> Hashable:
+        """All that the jitted step depends on; None if it is not to be shared."""
+        if self.program is None:
+            return None
+        optim = self.optim
+        settings = (optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.clip_norm)
+        return self.program, self.seed, self.train.accum, settings, self.mesh
 
     def facts(self) -> dict[str, int]:
         """What must stay the same on resume for the data order and losses to go on."""

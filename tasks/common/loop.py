@@ -6,6 +6,7 @@ batch n, dispatch step n. README.md says why each comes where it does.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tasks.common.optim import learning_rate, make_optimizer
 from tasks.common.progress import Progress, StopWatch
 from tasks.common.resolved import require_same, save_resolved
 from tasks.common.state import TrainState, split_trainable
-from tasks.common.step import TrainStep, abstract_state, fresh_state, make_train_step
+from tasks.common.step import TrainStep, abstract_state, fresh_state, make_train_step, shared_step
 from tasks.common.writer import Writer, read_records, truncate_records
 
 __all__ = ["Hook", "Job", "RunData", "TrainConfig", "fit"]
@@ -81,9 +82,15 @@ def fit(job: Job) -> TrainState:
         if job.config is not None:
             save_resolved(workdir, job.config)
         writer, guard = _open_logs(stack, job, workdir, first)
-        step_fn = make_train_step(
-            job.loss_fn, optimizer, seed=job.seed, accum=job.train.accum, trainable_mask=job.trainable_mask
+        make_step = functools.partial(
+            make_train_step,
+            job.loss_fn,
+            optimizer,
+            seed=job.seed,
+            accum=job.train.accum,
+            trainable_mask=job.trainable_mask,
         )
+        step_fn = shared_step(job.step_program(), make_step)
         batches = stack.enter_context(_read_batches(job, data, first))
         run = _Run(job, data, step_fn, checkpointer, writer, progress, guard, stop, batches)
         return run.to_the_end(state, first)

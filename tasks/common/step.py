@@ -1,6 +1,8 @@
 """Building the jitted training step and the state it works on."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -131,6 +133,30 @@ def make_train_step(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """How to make a step; equal if its key is."""
+
+    key: Hashable
+    make: Callable[[], TrainStep] = dataclasses.field(compare=False)
+
+
+def shared_step(key: Hashable, make: Callable[[], TrainStep]) -> TrainStep:
+    """The step that `make` makes, or the one made for an equal key before; None is equal to nothing.
+
+    Then the runs of a sweep compile once. The cache of compiled programs on disk does not see to that on a
+    Hopper GPU: JAX numbers a process's Mosaic kernels, and the number is part of the program.
+    """
+    if key is None:
+        return make()
+    return _made(_Recipe((key, target()), make))
+
+
+@functools.lru_cache(maxsize=4)
+def _made(recipe: _Recipe) -> TrainStep:
+    return recipe.make()
 
 
 def compiler_options() -> dict[str, Any]:

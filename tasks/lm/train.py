@@ -93,6 +93,7 @@ def make_job(config: Any, workdir: Path) -> Job:
         free_keys=LM_FREE_KEYS,
         num_workers=training.num_workers,
         prefetch=training.prefetch,
+        program=("lm", cfg.model, cfg.runtime, cfg.train.loss_chunk),
     )
 
 

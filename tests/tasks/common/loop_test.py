@@ -130,6 +130,30 @@ def test_accumulation_equals_the_whole_batch(
         )
 
 
+def test_runs_of_one_program_compile_once(tiny: ModuleType, tmp_path: Path) -> None:
+    """Learning rate and number of steps are in no program; seed and optimiser settings are."""
+    traced = []
+
+    def loss_fn(params: Any, batch: Any, rng: Any) -> Any:
+        traced.append(rng)
+        return tiny.loss_fn(params, batch, rng)
+
+    def run(name: str, program: Any = "tiny", **changes: Any) -> int:
+        traced.clear()
+        config = tiny.tiny_config(**changes)
+        fit(Job(**tiny.arguments(tmp_path / name, config, loss_fn=loss_fn, program=program)))
+        return len(traced)
+
+    assert run("first", **{"train.steps": 2}) > 0
+    assert run("other-rate", **{"train.steps": 3, "optim.peak_lr": 0.01}) == 0
+    assert run("other-decay", **{"train.steps": 2, "optim.weight_decay": 0.0}) > 0
+    assert run("other-seed", **{"train.steps": 2, "seed": 4}) > 0
+    assert run("other-accumulation", **{"train.steps": 2, "train.accum": 2}) > 0
+    assert run("unnamed", program=None, **{"train.steps": 2}) > 0
+    rates = {name: read_records(tmp_path / name)[1]["lr"] for name in ("first", "other-rate")}
+    assert rates["other-rate"] == rates["first"] / 5
+
+
 def test_hooks_run_when_due_and_at_the_end(tiny: ModuleType, tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {"valid": [], "late": [], "samples": []}
 
