@@ -76,6 +76,7 @@ def test_option_trains(name: str, texts: Path, tmp_path: Path) -> None:
     assert sum(found[-5:]) / 5 < found[0] - 0.5
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_the_whole_batch(texts: Path, tmp_path: Path) -> None:
     """Rows of a packed batch have different numbers of labels; weighting makes the sums agree."""
     whole = _train("fox_pro", texts, tmp_path / "whole")
@@ -83,6 +84,7 @@ def test_micro_batches_equal_the_whole_batch(texts: Path, tmp_path: Path) -> Non
     assert parts == pytest.approx(whole, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_scanning_layers_changes_not_a_bit(texts: Path, tmp_path: Path) -> None:
     """What a resumed run may switch leaves the loss log as it is, to the last bit."""
     layers = "--config.model.num_layers=2"

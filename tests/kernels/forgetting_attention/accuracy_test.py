@@ -47,6 +47,7 @@ def test_errors_are_relative_to_each_row_and_to_all_gates() -> None:
     assert accuracy.relative_squares(off, tiny)[1] == pytest.approx((1e-3 / (0.01 * 12.5**0.5)) ** 2 / 2)
 
 
+@pytest.mark.slow
 def test_all_kinds_are_measured_at_all_lengths_and_judged() -> None:
     rows = accuracy.rows(lengths=(64, 128), heads=2, head_dim=16)
     assert [row["case"].split(" H16 ")[1] for row in rows[::2]] == list(KINDS) * 2
@@ -58,6 +59,7 @@ def test_all_kinds_are_measured_at_all_lengths_and_judged() -> None:
     assert "of 8" in accuracy.verdict(rows)
 
 
+@pytest.mark.slow
 def test_an_error_that_grows_with_the_context_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(shape: Shape, acp: bool, implementation: str | None):
         def noisy(q, k, v, cotangent, log_fgate):

@@ -23,6 +23,7 @@ def rows() -> list[dict]:
     )
 
 
+@pytest.mark.slow
 def test_every_case_and_pass_has_a_row_of_the_same_keys(rows: list[dict]) -> None:
     ours = [row for row in rows if row["implementation"] == "xla_chunked"]
     # The overhead of finding bounds is one row more.
@@ -32,6 +33,7 @@ def test_every_case_and_pass_has_a_row_of_the_same_keys(rows: list[dict]) -> Non
     assert {"case", "pass", "ms", "baseline", "baseline_ms", "ratio", "measured"} <= rows[0].keys()
 
 
+@pytest.mark.slow
 def test_backward_is_the_difference_and_ratios_are_quotients(rows: list[dict]) -> None:
     exact = {
         row["pass"]: row
@@ -46,6 +48,7 @@ def test_backward_is_the_difference_and_ratios_are_quotients(rows: list[dict]) -
         assert row["met"] == "-"  # the goals are those of other shapes
 
 
+@pytest.mark.slow
 def test_overhead_is_measured_against_our_own_exact_forward(rows: list[dict]) -> None:
     overhead = [row for row in rows if row["baseline"] == "xla_chunked, exact"]
     exact = next(row for row in rows if "global, exact" in row["case"] and row["pass"] == "fwd")

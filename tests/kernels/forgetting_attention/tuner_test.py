@@ -129,6 +129,7 @@ def test_the_files_that_are_packaged_can_be_read() -> None:
         schedules.read_tuned(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", tuner.KERNELS)
 def test_candidates_are_built_checked_and_timed_one_by_one(
     kernel: str, monkeypatch: pytest.MonkeyPatch

@@ -108,7 +108,9 @@ def test_with_next_to_nothing_pruned_the_order_is_that_of_all_tiles(group: int) 
         lists = dynamic_lists(ranges_of(bounds), group, 132, blocks)
         found = [[job[:2] for job in jobs] for jobs in listed(lists, group)]
         assert (found == [[job[:2] for job in jobs] for jobs in listed(unpruned, group)]) == same
-        wanted = [(lane, block, *bounds[lane, block]) for lane in range(lanes) for block in range(len(blocks))]
+        wanted = [
+            (lane, block, *bounds[lane, block]) for lane in range(lanes) for block in range(len(blocks))
+        ]
         assert sorted(job for jobs in listed(lists, group) for job in jobs) == sorted(wanted)
 
 

@@ -10,6 +10,7 @@ from tasks.common.errors import ConfigError
 from tasks.lm import agreement
 
 
+@pytest.mark.slow
 def test_two_implementations_train_alike_and_are_drawn(tmp_path: Path) -> None:
     rows = agreement.rows(
         calls=12, size="tiny", length=32, batch=2, implementations=("reference", "xla_chunked"),

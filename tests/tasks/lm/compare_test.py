@@ -47,6 +47,7 @@ def rows_of(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_rows_figures_and_what_pruning_changes(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
