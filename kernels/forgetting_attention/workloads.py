@@ -111,6 +111,9 @@ DEVICE_SHAPES: dict[str, Workload] = {
 }  # fmt: skip
 
 # The gradients of pruned passes depend on the tiles, which `reference` is given too.
+DEVICE_MAPPED = ("everything", "pruned_threshold")
+DEVICE_REMATERIALISED = ("packed_rectangle_grouped",)
+
 DIFFERENTIABLE = ("q", "k", "v", "log_fgate")
 
 

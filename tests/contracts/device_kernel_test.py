@@ -27,13 +27,15 @@ from tests.contracts.kernel_contract import (
 RUNS = 5
 
 
-def cases(shapes: tuple[str, ...] | None = None, dtype: str | None = None) -> list[Any]:
-    """(op, name, shape, dtype), marked with the device; by default all shapes with the dtypes they list."""
+def cases(shapes: str = "DEVICE_SHAPES", dtype: str | None = None) -> list[Any]:
+    """(op, name, shape, dtype), marked with the device: of the shapes that the workloads list under that
+    name, by default all of them, with the dtypes they list.
+    """
     found = []
     for op in OPS:
         for name, marker in device_implementations(op).items():
             known = workloads(op).DEVICE_SHAPES
-            for shape in shapes or known:
+            for shape in getattr(workloads(op), shapes):
                 for each in known[shape].dtypes if dtype is None else (dtype,):
                     mark = getattr(pytest.mark, marker)
                     found.append(pytest.param(op, name, shape, each, marks=mark))
@@ -55,9 +57,7 @@ def test_equals_reference_and_itself(op: str, name: str, shape: str, dtype: str)
         assert_bitwise_equal(both(poisoned), first, "NaN where nothing is read")
 
 
-@pytest.mark.parametrize(
-    ("op", "name", "shape", "dtype"), cases(("everything", "pruned_threshold"), "bfloat16")
-)
+@pytest.mark.parametrize(("op", "name", "shape", "dtype"), cases("DEVICE_MAPPED", "bfloat16"))
 def test_vmap_equals_a_loop(op: str, name: str, shape: str, dtype: str) -> None:
     module = workloads(op)
     calls = [inputs(op, module.DEVICE_SHAPES[shape], dtype, name=name, seed=seed) for seed in range(2)]
@@ -72,7 +72,7 @@ def test_vmap_equals_a_loop(op: str, name: str, shape: str, dtype: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("op", "name", "shape", "dtype"), cases(("packed_rectangle_grouped",), "bfloat16"))
+@pytest.mark.parametrize(("op", "name", "shape", "dtype"), cases("DEVICE_REMATERIALISED", "bfloat16"))
 def test_jit_and_remat_change_nothing(op: str, name: str, shape: str, dtype: str) -> None:
     arrays, options = inputs(op, workloads(op).DEVICE_SHAPES[shape], dtype, name=name)
     wanted = [np.asarray(x, np.float64) for x in compiled(op, options, name)(arrays)]

@@ -4,7 +4,9 @@ An op package is a folder with api.py (IMPLEMENTATIONS, with a "reference") and 
 
 - SHAPES: calls that every implementation takes, unless DEVICE_IMPLEMENTATIONS names it.
 - DEVICE_IMPLEMENTATIONS: implementations that run on one kind of device only -> its marker.
-- DEVICE_SHAPES: the calls they are tested with. `own_tiles` gives calls without tiles the implementation's.
+- DEVICE_SHAPES: the calls they are tested with; DEVICE_MAPPED and DEVICE_REMATERIALISED: those of them that
+  are also mapped, or run without jit and with remat. `own_tiles` gives calls without tiles the
+  implementation's.
 - make_call, run, poisoned, DIFFERENTIABLE.
 """
 

@@ -1,0 +1,16 @@
+"""Linear recurrences over time, h_t = a_t h_(t-1) + x_t, and that of the RG-LRU (arXiv 2402.19427)."""
+
+from kernels.linear_scan.api import explain, linear_scan, rglru_scan
+from kernels.linear_scan.config import DECAY_SCALE, RESIDUAL_NAMES
+from kernels.linear_scan.rglru import input_scale, log_decay, sqrt_clip
+
+__all__ = [
+    "DECAY_SCALE",
+    "RESIDUAL_NAMES",
+    "explain",
+    "input_scale",
+    "linear_scan",
+    "log_decay",
+    "rglru_scan",
+    "sqrt_clip",
+]
