@@ -1,0 +1,1 @@
+"""Video classification: data, training, evaluation, frame-by-frame use."""

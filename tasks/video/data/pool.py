@@ -1,0 +1,57 @@
+"""Units of work on all cores: what `prepare` and `generate` have in common."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+_function: Callable[[Any], Any] | None = None  # one per worker process
+
+
+def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
+    global _function
+    _function = function
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # the parent was killed: nobody would ever end this process
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _work(number: int, unit: Any) -> tuple[int, Any]:
+    assert _function is not None
+    return number, _function(unit)
+
+
+def run_units(
+    function: Callable[[Any], Any], units: Sequence[tuple[int, Any]], workers: int | None = None
+) -> Iterator[tuple[int, Any]]:
+    """(number, function(unit)) of every (number, unit), as they get done, in no particular order.
+
+    Args:
+        function: picklable; sent once to every process.
+        units: picklable.
+        workers: processes (default: one per core); 1: this one.
+
+    Raises:
+        whatever a unit raises: the rest is then given up.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(units))
+    if workers <= 1:
+        for number, unit in units:
+            yield number, function(unit)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (function, os.getpid())) as pool:
+        futures = [pool.submit(_work, number, unit) for number, unit in units]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
