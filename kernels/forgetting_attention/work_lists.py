@@ -93,9 +93,7 @@ def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkL
     return WorkLists(jnp.asarray(counts), jnp.asarray(jobs.reshape(ctas, -1, 6)))
 
 
-def dynamic_lists(
-    ranges: TileRange, group: int, ctas: int, unpruned: np.ndarray | None = None
-) -> WorkLists:
+def dynamic_lists(ranges: TileRange, group: int, ctas: int, unpruned: np.ndarray | None = None) -> WorkLists:
     """Lists for bounds computed on the device: jobs sorted by cost and dealt to the CTAs to and fro.
 
     Sorted, jobs of all lanes run at a time, and read more than the L2 cache holds. Where next to nothing was
