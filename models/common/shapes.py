@@ -3,7 +3,9 @@
 B batch            T time / query tokens      S keys (tokens in a buffer)
 N query heads      K key/value heads          H head dim
 D model width      F feed-forward width       V vocabulary
-L layers           P patches                  Q point queries
+L layers           P patches or tokens        Q point queries
+E recurrent width  G blocks of a gate map     J convolution taps
+C classes          R width of pre-logits
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,62 @@
+"""TRecViT: a causal video model of gated linear recurrences over time and attention over space."""
+
+from models.trecvit import convert
+from models.trecvit.config import SIZES, MAEConfig, TRecViTConfig, TRecViTRuntime
+from models.trecvit.heads import ClipOutput, split_clips
+from models.trecvit.imagenet import Imported, from_imagenet
+from models.trecvit.mae import (
+    MAEState,
+    apply_mae,
+    draw_kept_tubes,
+    init_mae_params,
+    init_mae_state,
+    mae_param_axes,
+    mae_param_specs,
+    masked_patches,
+    pixel_targets,
+)
+from models.trecvit.model import TRecViT, apply
+from models.trecvit.parameters import (
+    count_params,
+    decay_mask,
+    flops_per_clip,
+    head_mask,
+    init_params,
+    param_axes,
+    param_specs,
+    resize_params,
+)
+from models.trecvit.state import TRecViTState, init_state
+
+__all__ = [
+    "SIZES",
+    "ClipOutput",
+    "Imported",
+    "MAEConfig",
+    "MAEState",
+    "TRecViT",
+    "TRecViTConfig",
+    "TRecViTRuntime",
+    "TRecViTState",
+    "apply",
+    "apply_mae",
+    "convert",
+    "count_params",
+    "decay_mask",
+    "draw_kept_tubes",
+    "flops_per_clip",
+    "from_imagenet",
+    "head_mask",
+    "init_mae_params",
+    "init_mae_state",
+    "init_params",
+    "init_state",
+    "mae_param_axes",
+    "mae_param_specs",
+    "masked_patches",
+    "param_axes",
+    "param_specs",
+    "pixel_targets",
+    "resize_params",
+    "split_clips",
+]

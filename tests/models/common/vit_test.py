@@ -1,0 +1,101 @@
+"""Patches, positions, norms, initial values. The block is compared with the official one in golden/."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.common.vit import (
+    as_float,
+    dropout,
+    grid_of,
+    layer_norm,
+    lecun_normal,
+    patchify,
+    resize_positions,
+    sincos_positions,
+    unpatchify,
+    xavier_uniform,
+)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_patches_times_a_matrix_are_the_strided_convolution():
+    video, kernel = normal(2, 3, 8, 12, 3), normal(4, 2, 3, 5, seed=1)
+    expected = jax.lax.conv_general_dilated(
+        video.reshape(6, 8, 12, 3), kernel, (4, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = patchify(video, (4, 2)) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(found, expected.reshape(2, 3, 12, 5), atol=1e-5)
+    np.testing.assert_array_equal(unpatchify(patchify(video, (4, 2)), (2, 6), (4, 2)), video)
+
+
+@pytest.mark.parametrize(("size", "name"), [((9, 12), "height = 9"), ((8, 2), "width = 2")])
+def test_frames_must_be_multiples_of_the_patch(size, name):
+    with pytest.raises(ValueError, match=f"frame {name}; it must be a multiple of the patch size, 4"):
+        grid_of(size, (4, 4))
+
+
+def test_sincos_positions_are_the_formula():
+    table = np.asarray(sincos_positions((2, 3), 12))
+    for row in range(2):
+        for column in range(3):
+            w = [10000 ** (-k / 2) for k in range(3)]
+            expected = [f(at * x) for at in (column, row) for f in (math.sin, math.cos) for x in w]
+            np.testing.assert_allclose(table[row * 3 + column], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="width = 10; sincos2d positions need a multiple of 4"):
+        sincos_positions((2, 2), 10)
+
+
+def test_positions_are_resized():
+    """The same grid is untouched, constants stay, a smooth ramp is followed, axes are not confused."""
+    table = normal(12, 5)
+    assert resize_positions(table, (3, 4), (3, 4)) is table
+    np.testing.assert_allclose(resize_positions(jnp.ones((12, 5)), (3, 4), (5, 7)), 1, atol=1e-6)
+    rows = jnp.repeat(jnp.arange(8.0), 8)[:, None]  # value = row
+    tall = resize_positions(rows, (8, 8), (16, 8)).reshape(16, 8)
+    np.testing.assert_allclose(tall[4:12], np.tile((np.arange(4, 12)[:, None] + 0.5) / 2 - 0.5, 8), atol=1e-5)
+    flat = resize_positions(rows, (8, 8), (8, 16)).reshape(8, 16)
+    np.testing.assert_allclose(flat, np.tile(np.arange(8.0)[:, None], 16), atol=1e-5)
+    small = resize_positions(normal(64, 5), (8, 8), (4, 2))
+    assert small.shape == (8, 5)
+    with pytest.raises(ValueError, match="the table has 12 positions"):
+        resize_positions(table, (3, 3), (4, 4))
+
+
+def test_layer_norm_is_the_formula_and_keeps_the_dtype():
+    x = normal(4, 6) * 10 + 3
+    params = {"scale": normal(6, seed=1), "bias": normal(6, seed=2)}
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    np.testing.assert_allclose(layer_norm(x, params), expected, atol=2e-6)
+    assert layer_norm(x.astype(jnp.bfloat16), params).dtype == jnp.bfloat16
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((100, 100))
+    assert dropout(x, 0.3, None) is x
+    dropped = dropout(x, 0.3, jax.random.key(0))
+    assert {round(v, 4) for v in np.unique(dropped).tolist()} == {0.0, round(1 / 0.7, 4)}
+    assert abs(float(dropped.mean()) - 1) < 0.03
+
+
+def test_initialisers():
+    xavier = xavier_uniform(30, 60)(jax.random.key(0), (100, 100))
+    assert abs(float(xavier.std()) / math.sqrt(2 / 90) - 1) < 0.02
+    assert float(jnp.abs(xavier).max()) <= math.sqrt(6 / 90)
+    lecun = lecun_normal(25)(jax.random.key(0), (100, 100))
+    assert abs(float(lecun.std()) / 0.2 - 1) < 0.03
+    assert float(jnp.abs(lecun).max()) <= 2 * 0.2 / 0.879
+
+
+def test_bytes_become_fractions():
+    np.testing.assert_array_equal(as_float(np.array([0, 255], np.uint8)), [0.0, 1.0])
+    assert as_float(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
