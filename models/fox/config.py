@@ -9,11 +9,11 @@ import math
 from typing import Any, Literal, Self, get_args
 
 from kernels.forgetting_attention import TileConfig
+from models.common.stack import Remat
 
 Arch = Literal["fox_llama", "fox_pro", "transformer_llama", "transformer_pro"]
 ForgetGate = Literal["full", "bias_only", "fixed", "none"]
 Activation = Literal["silu", "sigmoid"]
-Remat = Literal["none", "full", "dots", "attention"]
 ThresholdMode = Literal["weights", "auto", "tight"]
 ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.layers import embed, gated_mlp, linear, rms_norm
 from models.common.params import flatten_names, layer_keys, list_differences
 from models.common.shapes import Activations, Mask, Params, Tokens
 from models.common.sharding import constrain
+from models.common.stack import run_layers
 from models.fox.attention import attention
 from models.fox.config import FoxConfig, FoxRuntime
 from models.fox.parameters import init_params, param_specs
 from models.fox.span import Span, make_span
-from models.fox.stack import run_layers
 from models.fox.state import FoxState, LayerCache
 from models.fox.statistics import FoxStats, layer_statistics, stack_statistics
 
@@ -92,11 +93,13 @@ def apply(
         return _statistics(config, runtime, params["layers"], x, span), None
     if state is None:
         x = run_layers(
-            lambda layer, h, span: block(config, runtime, layer, h, span)[0],
+            lambda layer, h, span, _: block(config, runtime, layer, h, span)[0],
             params["layers"],
             x,
             span,
-            runtime,
+            remat=runtime.remat,
+            scan=runtime.scan_layers,
+            saved=RESIDUAL_NAMES,
         )
     else:
         x, state = _continue_layers(config, runtime, params["layers"], x, span, state)

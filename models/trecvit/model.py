@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.layers import linear
 from models.common.params import flatten_names, layer_keys, list_differences
 from models.common.rglru import RecurrentState, frame_positions, residual_block
 from models.common.shapes import Params
 from models.common.sharding import constrain, gathered
+from models.common.stack import run_layers
 from models.common.vit import (
     Key,
     ParamSpec,
@@ -27,7 +29,6 @@ from models.common.vit import (
 from models.trecvit import heads
 from models.trecvit.config import TRecViTConfig, TRecViTRuntime
 from models.trecvit.parameters import init_params, param_specs
-from models.trecvit.stack import run_layers
 from models.trecvit.state import ReadoutState, TRecViTState
 
 Output = Literal["logits", "clip", "encoded"]
@@ -107,7 +108,16 @@ def encode(
         def layer(params: Params, x: Array, positions: Array, key: Key | None) -> Array:
             return block(config, runtime, params, x, positions, None, key)[0]
 
-        x = run_layers(layer, layers, tokens, positions, runtime, rng)
+        x = run_layers(
+            layer,
+            layers,
+            tokens,
+            positions,
+            remat=runtime.remat,
+            scan=runtime.scan_layers,
+            saved=RESIDUAL_NAMES,
+            rng=rng,
+        )
         return layer_norm(x, params["norm"]), None
     # One layer after the other whatever `scan_layers` says: a scan would copy the memory at every step.
     x, after = tokens, {}

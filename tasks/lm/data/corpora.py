@@ -12,14 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
-from tasks.lm.data.archives import inner_members, members
+from tasks.common.archives import inner_members, members
+from tasks.common.packages import Manager
 from tasks.lm.data.markup import dictionary_text, html_text, markdown_text, tagged_words, tidy
 from tasks.lm.data.readers import DataFileError
 from tasks.lm.data.roff import manual_text
 
-Manager = Literal["apt", "npm", "pip"]
 Convert = Callable[[str], str]
 Read = Callable[[Path], Iterator[tuple[str, str]]]
 

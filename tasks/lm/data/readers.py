@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tasks.lm.data.tokenizers import need
+from tasks.common.optional import need
 
 TEXT_ENDINGS = (".txt", ".md", ".rst", ".py", ".text")
 LINE_ENDINGS = (".jsonl", ".ndjson")

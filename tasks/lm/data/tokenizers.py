@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from tasks.common.optional import need
 
 GPT2_RANKS = 50256
 # The published GPT-2 pre-tokenisation pattern.
@@ -62,23 +63,6 @@ def _digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "big") + data)
     return state.hexdigest()
-
-
-def need(module: str, what: str) -> ModuleType:
-    """Import an optional package or say what to install.
-
-    Raises:
-        ImportError: it is missing.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        extra = "tfds" if module in ("tensorflow_datasets", "importlib_resources") else "lm"
-        raise ImportError(
-            f"{what} needs the package {module!r}, which is not installed: pip install 'foxtrot[{extra}]'"
-        ) from error
 
 
 class BytesTokenizer(Tokenizer):

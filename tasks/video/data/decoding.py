@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from tasks.video.data.errors import VideoError, VideoTimeout, need
+from tasks.common.optional import need
+from tasks.video.data.errors import VideoError, VideoTimeout
 
 VIDEO_ENDINGS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.video.data.errors import need
+from tasks.common.optional import need
 
 CODEC = "mpeg4"
 _QUANTISER = 3  # of 1..31: errors of some 3 grey levels, mostly in colour

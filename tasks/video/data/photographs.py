@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.video.data.errors import VideoDataError, need
+from tasks.common.optional import need
+from tasks.video.data.errors import VideoDataError
 
 # (package, file below it)
 TRAIN = tuple(

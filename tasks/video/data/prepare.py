@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.video.data.errors import VideoDataError, VideoError, VideoTimeout, need
+from tasks.common.optional import need
+from tasks.video.data.errors import VideoDataError, VideoError, VideoTimeout
 from tasks.video.data.pool import run_units
 from tasks.video.data.records import FORMAT, MANIFEST, VERSION, pack_record
 from tasks.video.data.sources import Videos

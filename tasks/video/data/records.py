@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.optional import need
 from tasks.video.data.decoding import Limits
-from tasks.video.data.errors import VideoDataError, VideoError, need
+from tasks.video.data.errors import VideoDataError, VideoError
 from tasks.video.data.frames import Clip, JpegClip
 from tasks.video.data.storage import checksum, read_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.video.data.errors import need
+from tasks.common.optional import need
 from tasks.video.data.storage import write_atomically
 
 _TEXT = 14  # pixels of the line above a row

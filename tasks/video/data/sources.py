@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
+from tasks.common.optional import need
 from tasks.video.data.decoding import Limits
-from tasks.video.data.errors import VideoDataError, VideoError, need
+from tasks.video.data.errors import VideoDataError, VideoError
 from tasks.video.data.frames import Clip, FileClip, JpegClip
 from tasks.video.data.lists import Listing
 

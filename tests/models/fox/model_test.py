@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kernels.forgetting_attention import TileConfig
+from kernels.forgetting_attention import RESIDUAL_NAMES, TileConfig
 from models.common.params import flatten_names
+from models.common.stack import rematerialized
 from models.fox import Fox, FoxConfig, FoxRuntime, apply, init_state
 from models.fox.model import block
 from models.fox.span import make_span
-from models.fox.stack import rematerialized
 from tests.models.fox.small_fox import QUICK_COMPILE, VOCAB, random_params, run, runtime, tokens
 
 LLAMA = dataclasses.replace(FoxConfig.preset("fox_llama", "tiny", vocab_size=VOCAB), num_layers=1)
@@ -150,13 +150,14 @@ def test_rematerialization_saves_memory():
     params = random_params(LLAMA)["layers"]["0"]
     span = make_span(tokens(2, 64), None, None, None)
 
-    def layer(params, x, span):
+    def layer(params, x, span, key):
+        del key
         return block(LLAMA, FoxRuntime(), params, x, span)[0]
 
     def kept(policy: str) -> int:
-        wrapped = rematerialized(layer, policy)
+        wrapped = rematerialized(layer, policy, RESIDUAL_NAMES)
         _, pullback = jax.eval_shape(
-            lambda p, x: jax.vjp(lambda p, x: wrapped(p, x, span), p, x), params, jnp.zeros((2, 64, 32))
+            lambda p, x: jax.vjp(lambda p, x: wrapped(p, x, span, None), p, x), params, jnp.zeros((2, 64, 32))
         )
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 

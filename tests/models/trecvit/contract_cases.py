@@ -32,14 +32,22 @@ class ClassesCase:
 
     axes_of, new_state = staticmethod(param_axes), staticmethod(init_state)
 
-    def __init__(self, config: Any, close: dict[str, TRecViTRuntime] | None = None):
+    def __init__(
+        self,
+        config: Any,
+        close: dict[str, TRecViTRuntime] | None = None,
+        slow_exact: dict[str, tuple[TRecViTRuntime, TRecViTRuntime]] | None = None,
+    ):
         self.config = config
         self.params, self.axes = random_params(config), self.axes_of(config)
         self.close = {
             name: functools.partial(self.run, runtime=runtime) for name, runtime in (close or {}).items()
         }
         self.exact: dict[str, Any] = {}
-        self.slow_exact: dict[str, Any] = {}
+        self.slow_exact = {
+            name: [functools.partial(self.run, runtime=runtime) for runtime in pair]
+            for name, pair in (slow_exact or {}).items()
+        }
 
     def inputs(self, batch: int, length: int) -> jax.Array:
         return video(batch, length)
@@ -87,12 +95,13 @@ def cases() -> dict[str, Any]:
         "remat full, scan_layers": TRecViTRuntime(remat="full", scan_layers=True),
         "remat dots": TRecViTRuntime(remat="dots"),
     }
+    scanned = {"scan_layers": (RUNTIME, TRecViTRuntime(scan_layers=True))}
     classes: TRecViTConfig = small(depth=2)
     griffin = dataclasses.replace(
         classes, depth=1, state_multiplier=2, use_mlp=True, pool="gap", positions="sincos2d", conv_width=1
     )
     return {
-        "classes": ClassesCase(classes, close=ways),
+        "classes": ClassesCase(classes, close=ways, slow_exact=scanned),
         "classes, channel MLP": ClassesCase(griffin),
         "readout": ClassesCase(small(head="readout")),
         "dense": ClassesCase(small(head="dense")),

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.params import flatten_names
+from models.common.stack import rematerialized
 from models.trecvit import TRecViT, TRecViTConfig, TRecViTRuntime, apply, init_state
 from models.trecvit.model import block
-from models.trecvit.stack import rematerialized
 from tests.models.trecvit.small_trecvit import QUICK_COMPILE, random_params, run, small, video
 
 RUNTIME = TRecViTRuntime()
@@ -86,7 +87,7 @@ def test_rematerialization_saves_memory():
         return block(CONFIG, RUNTIME, params, x, positions, None, key)[0]
 
     def kept(policy):
-        wrapped = rematerialized(layer, policy)
+        wrapped = rematerialized(layer, policy, RESIDUAL_NAMES)
         _, pullback = jax.eval_shape(
             lambda p, x: jax.vjp(lambda p, x: wrapped(p, x, positions, None), p, x), params, x
         )

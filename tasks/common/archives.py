@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from tasks.lm.data.readers import DataFileError
-from tasks.lm.data.tokenizers import need
+from tasks.common.optional import need
 
-# Larger than anything a package of text holds: a damaged or hostile archive must not fill the memory.
-MOST_BYTES = 512 << 20
+# Larger than anything a package of text or films holds: a damaged or hostile archive must not fill the
+# memory.
+MOST_BYTES = 1 << 30
 # Of an archive inside a package, which is read as a stream and never whole in memory: a limit on time.
 MOST_STREAMED = 4 << 30
 _AR_MAGIC = b"!<arch>\n"
@@ -23,13 +23,17 @@ _UNREADABLE = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZM
 Wanted = Callable[[str], bool]
 
 
+class PackageError(ValueError):
+    """A package that cannot be had or read: names it and says why."""
+
+
 def members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files of a package whose name is `wanted`, in the archive's order.
 
     Names are relative, without "./"; what is gzipped (.gz) comes unzipped under its name without ".gz".
 
     Raises:
-        DataFileError: not a package, damaged, a name that leads out of it, or a file too large to be text.
+        PackageError: not a package, damaged, a name that leads out of it, or a file too large.
         ImportError: a .deb packed with zstandard, and no package to read that.
     """
     try:
@@ -38,17 +42,17 @@ def members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
                 yield name.removesuffix(".gz"), _gunzip(content, f"{package}: {name}")
             else:
                 yield name, content
-    except DataFileError:
+    except PackageError:
         raise
     except _UNREADABLE as error:
-        raise DataFileError(f"{package}: damaged, or not a package: {error}") from error
+        raise PackageError(f"{package}: damaged, or not a package: {error}") from error
 
 
 def inner_members(package: Path, archive: Wanted, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
     """As `members`, of the tar archives inside a package whose own name is wanted by `archive`.
 
     Raises:
-        DataFileError: as `members`; or more than `MOST_STREAMED` bytes in an archive.
+        PackageError: as `members`; or more than `MOST_STREAMED` bytes in an archive.
     """
     for outer, content in members(package, archive):
         where, unpacked = Path(f"{package}: {outer}"), 0
@@ -57,13 +61,13 @@ def inner_members(package: Path, archive: Wanted, wanted: Wanted) -> Iterator[tu
                 for info in tar:
                     unpacked += info.size
                     if info.size > MOST_BYTES or unpacked > MOST_STREAMED:
-                        raise DataFileError(
+                        raise PackageError(
                             f"{where}: {unpacked} bytes unpacked with {info.name} ({info.size} bytes): "
-                            "this is no archive of text"
+                            "refused"
                         )
                     yield from _tar_member(tar, info, where, wanted)
         except _UNREADABLE as error:
-            raise DataFileError(f"{where}: damaged, or not a tar archive: {error}") from error
+            raise PackageError(f"{where}: damaged, or not a tar archive: {error}") from error
 
 
 def _raw_members(package: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
@@ -80,21 +84,21 @@ def _deb_data(package: Path) -> bytes:
     """The tar archive of the files in a .deb, which is an ar archive of three members."""
     content = package.read_bytes()
     if not content.startswith(_AR_MAGIC):
-        raise DataFileError(f"{package}: not a Debian package: it does not begin with {_AR_MAGIC!r}")
+        raise PackageError(f"{package}: not a Debian package: it does not begin with {_AR_MAGIC!r}")
     at = len(_AR_MAGIC)
     while at + _AR_HEADER <= len(content):
         header = content[at : at + _AR_HEADER]
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
         digits = header[48:58].strip()
         if header[58:] != b"`\n" or not digits.isdigit():
-            raise DataFileError(f"{package}: damaged at byte {at}: no header of an archive member")
+            raise PackageError(f"{package}: damaged at byte {at}: no header of an archive member")
         start, size = at + _AR_HEADER, int(digits)
         if start + size > len(content):
-            raise DataFileError(f"{package}: truncated in {name}")
+            raise PackageError(f"{package}: truncated in {name}")
         if name.startswith("data.tar"):
             return _decompressed(content[start : start + size], name, package)
         at = start + size + size % 2
-    raise DataFileError(f"{package}: no data.tar in it")
+    raise PackageError(f"{package}: no data.tar in it")
 
 
 def _decompressed(content: bytes, name: str, package: Path) -> bytes:
@@ -104,7 +108,7 @@ def _decompressed(content: bytes, name: str, package: Path) -> bytes:
             reader = lzma.LZMADecompressor()
             data = reader.decompress(content, MOST_BYTES + 1)
             if not reader.eof and len(data) <= MOST_BYTES:
-                raise DataFileError(f"{where}: truncated: the xz data ends before its end mark")
+                raise PackageError(f"{where}: truncated: the xz data ends before its end mark")
             return _limited(data, where)
         case ".gz":
             return _gunzip(content, where)
@@ -114,7 +118,7 @@ def _decompressed(content: bytes, name: str, package: Path) -> bytes:
                 return _limited(file.read(MOST_BYTES + 1), where)
         case ".tar":
             return content
-    raise DataFileError(f"{where}: unknown compression")
+    raise PackageError(f"{where}: unknown compression")
 
 
 def _gunzip(content: bytes, where: str) -> bytes:
@@ -124,7 +128,7 @@ def _gunzip(content: bytes, where: str) -> bytes:
 
 def _limited(content: bytes, where: object) -> bytes:
     if len(content) > MOST_BYTES:
-        raise DataFileError(f"{where}: more than {MOST_BYTES} bytes unpacked: this is no package of text")
+        raise PackageError(f"{where}: more than {MOST_BYTES} bytes unpacked: refused")
     return content
 
 
@@ -138,7 +142,7 @@ def _tar_member(
     tar: tarfile.TarFile, info: tarfile.TarInfo, where: Path, wanted: Wanted
 ) -> Iterator[tuple[str, bytes]]:
     name = _safe(info.name, where)
-    if not info.isreg() or not wanted(name):  # links and devices are not text
+    if not info.isreg() or not wanted(name):  # no links, no devices
         return
     file = tar.extractfile(info)
     assert file is not None
@@ -159,5 +163,5 @@ def _safe(name: str, package: Path) -> str:
     """The name without "./"; nothing is unpacked, but an archive with such a name is not what it claims."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataFileError(f"{package}: holds {name!r}, a name that leads out of the package: refused")
+        raise PackageError(f"{package}: holds {name!r}, a name that leads out of the package: refused")
     return path.as_posix()

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tasks.lm.data import archives
-from tasks.lm.data.archives import inner_members, members
-from tasks.lm.data.readers import DataFileError
-from tests.tasks.lm.package_files import ar, tar, write_deb, write_tgz, write_wheel
+from tasks.common import archives
+from tasks.common.archives import PackageError, inner_members, members
+from tests.tasks.common.package_files import ar, tar, write_deb, write_tgz, write_wheel
 
 FILES = {"doc/b.txt": b"two", "doc/a.txt.gz": gzip.compress(b"one"), "doc/c.bin": b"\0", "odd.txt": b"3"}
 TEXT = [("doc/b.txt", b"two"), ("doc/a.txt", b"one"), ("odd.txt", b"3")]
@@ -38,7 +37,7 @@ def test_other_packages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["deb", "tgz", "whl"])
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str, ending: str) -> None:
     write = {"deb": write_deb, "tgz": write_tgz, "whl": write_wheel}[ending]
-    with pytest.raises(DataFileError, match=r"a name that leads out of the package: refused"):
+    with pytest.raises(PackageError, match=r"a name that leads out of the package: refused"):
         texts(write(tmp_path / f"x.{ending}", {"a.txt": b"fine", name: b"not fine"}))
 
 
@@ -65,7 +64,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 )
 def test_damaged_packages_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataFileError, match=rf"{name}.*{message}"):
+    with pytest.raises(PackageError, match=rf"{name}.*{message}"):
         texts(tmp_path / name)
 
 
@@ -78,7 +77,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch:
     ]
     monkeypatch.setattr(archives, "MOST_BYTES", 50_000)
     for path in paths:
-        with pytest.raises(DataFileError, match="more than 50000 bytes unpacked"):
+        with pytest.raises(PackageError, match="more than 50000 bytes unpacked"):
             texts(path)
 
 
@@ -94,7 +93,7 @@ def test_an_archive_in_a_package_is_read_as_a_stream(tmp_path: Path, monkeypatch
     package = write_deb(tmp_path / "x_1_all.deb", {"src/x.tar.xz": lzma.compress(content), "odd.txt": b"3"})
     assert inner(package) == [("x-1/a.txt", b"one"), ("x-1/c.txt", b"three")]
     monkeypatch.setattr(archives, "MOST_STREAMED", 12)
-    with pytest.raises(DataFileError, match=r"x\.tar\.xz: 17 bytes unpacked with x-1/c\.txt \(5 bytes\)"):
+    with pytest.raises(PackageError, match=r"x\.tar\.xz: 17 bytes unpacked with x-1/c\.txt \(5 bytes\)"):
         inner(package)
 
 
@@ -108,5 +107,5 @@ def test_an_archive_in_a_package_is_read_as_a_stream(tmp_path: Path, monkeypatch
 )
 def test_damaged_archives_in_a_package_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     package = write_deb(tmp_path / "x_1_all.deb", {"src/x.tar.xz": content})
-    with pytest.raises(DataFileError, match=rf"x_1_all\.deb: src/x\.tar\.xz.*{message}"):
+    with pytest.raises(PackageError, match=rf"x_1_all\.deb: src/x\.tar\.xz.*{message}"):
         inner(package)

@@ -1,0 +1,77 @@
+"""Packages of Debian, npm and pip: downloaded by those clients, never installed or run.
+
+`tasks.common.archives` reads them.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from tasks.common.archives import PackageError
+
+Manager = Literal["apt", "npm", "pip"]
+
+_TIMEOUT = 1800  # seconds
+
+
+def find_package(manager: Manager, package: str, folder: Path) -> Path | None:
+    """The package that lies in `folder`, downloaded earlier or put there by hand; or None.
+
+    Args:
+      manager: apt (a .deb), npm (a .tgz) or pip (a wheel).
+      package: its name; with "@version" for npm, "==version" for pip.
+      folder: where it may be.
+    """
+    name, _, version = re.sub(r"==|@", " ", package).partition(" ")
+    wheel = re.sub(r"[-_.]+", "[-_.]", name)
+    patterns = {"apt": f"{name}_*.deb", "npm": f"{name}-{version}.tgz", "pip": f"{wheel}-{version}-*.whl"}
+    return max(folder.glob(patterns[manager]), default=None)
+
+
+def download(manager: Manager, package: str, folder: Path, otherwise: str) -> Path:
+    """Has the registry's client download a package into `folder`.
+
+    Args:
+      manager, package: as in `find_package`. Of pip wheels only: it would run a source package's own code.
+      folder: where to.
+      otherwise: what one can do without the package, for messages: "or leave ... out".
+
+    Raises:
+      PackageError: the client is missing, or says that it cannot.
+    """
+    commands = {
+        "apt": ["apt-get", "download", package],
+        "npm": ["npm", "pack", "--ignore-scripts", package],
+        "pip": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", package],
+    }
+    command = commands[manager]
+    if shutil.which(command[0]) is None:
+        raise PackageError(
+            f"{command[0]} is not here: put the package {package} into {folder} by hand, {otherwise}"
+        )
+    # In a folder of its own: what an interrupted client leaves must not pass for a package.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+        _call(command, Path(temporary), otherwise)
+        found = find_package(manager, package, Path(temporary))
+        if found is None:
+            raise PackageError(f"{' '.join(command)}: succeeded, but left no package of that name")
+        return found.rename(folder / found.name)
+
+
+def _call(command: list[str], folder: Path, otherwise: str) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise PackageError(f"{' '.join(command)}: not finished after {_TIMEOUT} seconds") from None
+    if done.returncode:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        advice = ""
+        if command[0] == "apt-get":
+            advice = f" (the list is that of Debian 12; run `apt-get update` first, {otherwise})"
+        raise PackageError(f"{' '.join(command)}: {lines[-1] if lines else 'failed'}{advice}")
