@@ -160,7 +160,9 @@ def rows(
     for shape in chosen:
         with_slow = slow if shape == shapes[0] else None
         table = _Table(shape, inputs[shape], compiled, rates, seed, implementation, baseline, with_slow)
-        found += list(table.rows(bursts))
+        for row in table.rows(bursts):
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            found.append(row)
     return found
 
 

@@ -42,6 +42,7 @@ def _held_out_loss(tmp_path: Path, *what: str, texts: Path) -> float:
     return json.loads((output / "summary.json").read_text())["models"]["official"]["held_out"]["loss"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_the_checkpoints_loss(tmp_path: Path) -> None:
     """An official checkpoint, evaluated by the command, then fine-tuned: the first figure is that one."""
     texts, checkpoint = write_texts(tmp_path / "texts"), _official(tmp_path / "official")

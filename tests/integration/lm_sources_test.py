@@ -85,6 +85,7 @@ def test_gpt2_rank_file(tmp_path: Path) -> None:
     _check(run(tmp_path / "run", args=args), 50257)
 
 
+@pytest.mark.slow
 def test_longcrawl64(tmp_path: Path) -> None:
     """Blosc zarr in the official batch order; its held-out array is what validation sees."""
     rng = np.random.default_rng(0)

@@ -89,6 +89,7 @@ def test_an_error_that_grows_with_the_context_is_named(monkeypatch: pytest.Monke
     assert len(TENSORS) == len(Results._fields)
 
 
+@pytest.mark.slow
 def test_a_part_of_no_case_is_named() -> None:
     with pytest.raises(ValueError, match="only='mixx' is part of no case"):
         accuracy.rows(lengths=(64,), heads=2, head_dim=16, only="mixx")

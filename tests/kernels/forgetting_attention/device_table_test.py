@@ -120,6 +120,7 @@ def test_the_tight_rule_visits_fewer_tiles_and_no_rule_visits_all() -> None:
     assert shares["tight"] < shares["auto"] < 1
 
 
+@pytest.mark.slow
 def test_forward_visits_by_head_are_those_of_the_table_and_leave_padding_out() -> None:
     inputs = Inputs.draw(SMALL, 0)
     log_fgate = jnp.asarray(4 * gates("mix", np.random.default_rng(0), (1, 384, 2)), jnp.float32)

@@ -142,6 +142,7 @@ print("equal on", len(jax.devices()), "devices")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["None", "'auto'"])
 def test_inside_shard_map_with_varying_axes(run_python, mode: str) -> None:
     done = run_python("-c", SHARDED.replace("MODE", mode), devices=8, timeout=600)

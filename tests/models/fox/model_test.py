@@ -243,6 +243,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(run_python):
     """Loss, gradients (split as their parameters) and decoding on data=2 x fsdp=4, and an undivided batch."""
     assert run_python("-c", MESH_PROGRAM, devices=8).stdout.strip() == "equal"

@@ -196,6 +196,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", ["classes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("readout", "mae"))]
 )

@@ -75,6 +75,7 @@ def test_rows_figures_and_what_pruning_changes(
     assert "ACP on and off: training losses" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_runs_that_differ_in_nothing_else_show_what_pruning_changes(runs: Path) -> None:
     recorded = {name: compare.read_run(runs / name) for name in ("fox", "exact", "transformer", "fox-1")}
     pairs = compare.with_and_without_pruning(list(recorded.values()))
@@ -85,6 +86,7 @@ def test_only_runs_that_differ_in_nothing_else_show_what_pruning_changes(runs: P
     assert "0.5 apart in the mean, 0.5 at most" in text
 
 
+@pytest.mark.slow
 def test_columns_that_no_run_has_are_left_out(runs: Path, tmp_path: Path) -> None:
     """And a commit is stated for those that recorded none, a command instead of their own."""
     folder = tmp_path / "bare"

@@ -43,6 +43,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_at_every_step(model):
     assert result.text == TOKENIZER.decode(result.ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"prefill_chunk": 7}, {"batch_size": 2}])
 def test_a_batch_of_unequal_prompts_equals_each_prompt_alone(model, options):
     together = run(model, PROMPTS, **options)
