@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from models.common.shapes import Params
 
@@ -142,3 +143,24 @@ def size_report(params: Params, depth: int = 2) -> str:
         f"{name:<{width}}  {scalars:>15,}  {bytes_ / 2**20:>10.2f} MiB"
         for name, (scalars, bytes_) in rows.items()
     )
+
+
+def as_module(tree: Params) -> nnx.Dict[Any]:
+    """A tree of arrays as NNX parameters."""
+    return nnx.Dict(
+        {name: as_module(leaf) if isinstance(leaf, dict) else nnx.Param(leaf) for name, leaf in tree.items()}
+    )
+
+
+def check_params(specs: Mapping[str, Any], params: Params, config: object) -> None:
+    """Raises ValueError, listing the differences, if these are not the parameters of the table.
+
+    Args:
+      specs: flat name -> what has the parameter's `shape`.
+      params: canonical tree.
+      config: whose parameters they should be, for the message.
+    """
+    expected = {name: spec.shape for name, spec in specs.items()}
+    found = {name: leaf.shape for name, leaf in flatten_names(params).items()}
+    if difference := list_differences(expected, found):
+        raise ValueError(f"the parameters are not those of this {type(config).__name__}:\n{difference}")

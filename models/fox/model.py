@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.layers import embed, gated_mlp, linear, rms_norm
-from models.common.params import flatten_names, layer_keys, list_differences
+from models.common.params import as_module, check_params, layer_keys
 from models.common.shapes import Activations, Mask, Params, Tokens
 from models.common.sharding import constrain
 from models.common.stack import run_layers
@@ -82,7 +82,7 @@ def apply(
         raise ValueError(f"output = {output!r}; it must be one of {list(get_args(Output))}")
     if output == "stats" and state is not None:
         raise ValueError('output="stats" describes a whole pass; state must be None')
-    _check_params(config, params)
+    check_params(param_specs(config), params, config)
     tokens = constrain(tokens, ("batch", "length"))
     if state is not None and state.length.shape != tokens.shape[:1]:
         raise ValueError(f"state was made for {state.length.shape[0]} rows, tokens have {tokens.shape[0]}")
@@ -151,19 +151,6 @@ def _invalid(span: Span, max_length: int | None) -> Bool[Array, "B T"] | None:
     return invalid
 
 
-def _check_params(config: FoxConfig, params: Params) -> None:
-    expected = {name: spec.shape for name, spec in param_specs(config).items()}
-    found = {name: leaf.shape for name, leaf in flatten_names(params).items()}
-    if difference := list_differences(expected, found):
-        raise ValueError(f"the parameters are not those of this FoxConfig:\n{difference}")
-
-
-def _as_module(tree: Params) -> nnx.Dict[Any]:
-    return nnx.Dict(
-        {name: _as_module(leaf) if isinstance(leaf, dict) else nnx.Param(leaf) for name, leaf in tree.items()}
-    )
-
-
 class Fox(nnx.Module):
     """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
 
@@ -193,13 +180,13 @@ class Fox(nnx.Module):
         if params is None:
             assert rngs is not None
             params = init_params(config, rngs.params())
-        _check_params(config, params)
+        check_params(param_specs(config), params, config)
         self.config = config
         self.runtime = runtime or FoxRuntime()
-        self.embed = _as_module(params["embed"])
-        self.layers = _as_module(params["layers"])
-        self.norm = _as_module(params["norm"])
-        self.lm_head = _as_module(params["lm_head"])
+        self.embed = as_module(params["embed"])
+        self.layers = as_module(params["layers"])
+        self.norm = as_module(params["norm"])
+        self.lm_head = as_module(params["lm_head"])
 
     def params(self) -> Params:
         """The parameters as a pure dict by canonical names."""

@@ -18,11 +18,10 @@ import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
-from models.common.params import flatten_names, list_differences, unflatten_names
+from models.common.params import check_params, flatten_names, list_differences, unflatten_names
 from models.common.shapes import Params
 from models.common.vit import Grid, ParamSpec, resize_positions
 from models.trecvit.config import TRecViTConfig
-from models.trecvit.model import check_params
 from models.trecvit.parameters import param_specs
 
 Arrays = Mapping[str, np.ndarray]

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from models.common.layers import at_least_float32, linear
-from models.common.params import unflatten_names
+from models.common.params import check_params, unflatten_names
 from models.common.rglru import RecurrentState, frame_positions
 from models.common.shapes import Params
 from models.common.sharding import constrain, gathered, per_shard
@@ -32,7 +32,7 @@ from models.common.vit import (
     sincos_positions,
 )
 from models.trecvit.config import MAEConfig, TRecViTRuntime
-from models.trecvit.model import Video, check_params, check_video, encode, tokenize
+from models.trecvit.model import Video, check_video, encode, tokenize
 from models.trecvit.parameters import layer_specs, own, param_specs
 from models.trecvit.state import init_layers
 

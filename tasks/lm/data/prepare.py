@@ -7,13 +7,10 @@ input gives the same bytes, whatever the number of workers and interruptions.
 """
 
 import fcntl
+import functools
 import json
-import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,10 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tasks.common.storage import write_atomically
+from tasks.common.units import run_units
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError, Reader, Slice
 from tasks.lm.data.shards import FORMAT, INDEX, MANIFEST, VERSION, checksum, slice_record, tokenizer_record
-from tasks.lm.data.tokenizers import Tokenizer, write_atomically
+from tasks.lm.data.tokenizers import Tokenizer
 
 SHARD_BYTES = 16 << 20
 
@@ -197,44 +196,8 @@ def _finished(job: Job, number: int, parts: tuple[Slice, ...]) -> dict[str, Any]
     return record if same else None
 
 
-_job: Job | None = (
-    None  # one per worker process: sending the tokenizer with every unit would cost more than the unit
-)
-
-
-def _start_worker(job: Job, parent: int) -> None:
-    global _job
-    _job = job
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)  # the parent was killed: nobody would ever end this process
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _work(number: int, parts: tuple[Slice, ...]) -> tuple[int, dict[str, Any]]:
-    assert _job is not None
-    return number, make_shard(_job, number, parts)
-
-
-def _run(
-    job: Job, todo: list[tuple[int, tuple[Slice, ...]]], workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if workers == 1 or len(todo) <= 1:
-        for number, parts in todo:
-            yield number, make_shard(job, number, parts)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (job, os.getpid())) as pool:
-        futures = [pool.submit(_work, number, parts) for number, parts in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _make(job: Job, unit: tuple[int, tuple[Slice, ...]]) -> dict[str, Any]:
+    return make_shard(job, *unit)
 
 
 def prepare(
@@ -293,7 +256,9 @@ def _prepare(
         (job.output / MANIFEST).unlink(missing_ok=True)
     if progress:
         progress(done, sum(sizes), kept)
-    for number, record in _run(job, todo, workers):
+    for number, record in run_units(
+        functools.partial(_make, job), [(unit[0], unit) for unit in todo], workers
+    ):
         records[number] = record
         done += sizes[number]
         if progress:

@@ -6,8 +6,6 @@ All have the same face (`Tokenizer`). Nothing is ever downloaded.
 import base64
 import binascii
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.optional import need
+from tasks.common.storage import write_atomically
 
 GPT2_RANKS = 50256
 # The published GPT-2 pre-tokenisation pattern.
@@ -323,21 +322,6 @@ class JsonEscaped(Tokenizer):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return escaped.encode("latin-1", "backslashreplace").decode("unicode_escape", "replace")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also if the process dies or two write at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> HFTokenizer:

@@ -27,12 +27,13 @@ from jaxtyping import UInt8
 
 from tasks.common.archives import members
 from tasks.common.packages import download, find_package
+from tasks.common.storage import write_atomically
 from tasks.video.data.decoding import VideoFile
 from tasks.video.data.encoding import encode_mp4
 from tasks.video.data.errors import VideoDataError
 from tasks.video.data.films import FILMS, Film
 from tasks.video.data.frames import Window
-from tasks.video.data.storage import write_atomically, write_json
+from tasks.video.data.storage import write_json
 
 SOURCES_FILE = "sources.json"
 TASKS = {"arrow": ("forward", "reversed"), "speed": ("1x", "2x", "4x")}

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
+from tasks.common.units import run_units
 from tasks.video.data.errors import VideoDataError, VideoError, VideoTimeout
-from tasks.video.data.pool import run_units
 from tasks.video.data.records import FORMAT, MANIFEST, VERSION, pack_record
 from tasks.video.data.sources import Videos
 from tasks.video.data.storage import checksum, write_json

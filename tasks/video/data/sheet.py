@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
-from tasks.video.data.storage import write_atomically
+from tasks.common.storage import write_atomically
 
 _TEXT = 14  # pixels of the line above a row
 _GAP = 2

@@ -1,28 +1,12 @@
-"""Files that are there whole or not at all, and JSON that is read with suspicion."""
+"""JSON that is written whole and read with suspicion, and checksums."""
 
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+from tasks.common.storage import write_atomically
 from tasks.video.data.errors import VideoDataError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also if the process dies or two write at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:

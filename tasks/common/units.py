@@ -1,4 +1,4 @@
-"""Units of work on all cores: what `prepare` and `generate` have in common."""
+"""Units of work on all cores, by processes that end with the one that started them."""
 
 import multiprocessing
 import os
