@@ -208,7 +208,7 @@ def _row(run: Recorded, name: str, lengths: Sequence[int], command: str, commit:
         "training loss": _rounded(_last_losses(run)),
         "held-out loss": _rounded(run.last("validation/loss")),
         **{f"ppl at {length}": _rounded(perplexity.get(length)) for length in lengths},
-        "pruned": _rounded(run.last("pruning/pruned")),
+        "pruned": _rounded(run.last("pruning/pruned")) if run.run.model.is_gated else "-",
         "tokens/s": round(statistics.median(speeds)) if speeds else None,
         "command": command or _command(facts["command"]),
         "device": f"{facts['device']['count']} x {facts['device']['kind']}",
