@@ -75,6 +75,12 @@ def _unseal(manifest: Any) -> dict[str, Any]:
     return content
 
 
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint, by name."""
+    trees = {"params": to_named(state.params), "opt_state": to_named(state.opt_state)}
+    return trees if state.ema is None else {**trees, "ema": to_named(state.ema)}
+
+
 def _describe(tree: Any) -> dict[str, list[Any]]:
     leaves = jax.tree.leaves(tree)
     return {n: [list(x.shape), str(x.dtype)] for n, x in zip(leaf_names(tree), leaves, strict=True)}
@@ -95,7 +101,7 @@ def _manager(folder: Path, config: CheckpointConfig) -> ocp.CheckpointManager:
         save_root_metadata=False,
     )
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in ("params", "opt_state"):
+    for item in ("params", "opt_state", "ema"):
         handler = ocp.StandardCheckpointHandler()
         handlers.add(item, ocp.args.StandardSave, handler)
         handlers.add(item, ocp.args.StandardRestore, handler)
@@ -176,7 +182,7 @@ class Checkpointer:
         self.wait()
         if step in self._manager.all_steps():
             return
-        trees = {"params": to_named(state.params), "opt_state": to_named(state.opt_state)}
+        trees = _trees(state)
         manifest = _seal(
             {
                 "format": 1,
@@ -248,9 +254,10 @@ class Checkpointer:
         return None
 
     def _restore_state(self, step: int, abstract: TrainState, manifest: dict[str, Any]) -> TrainState:
-        trees = {"params": to_named(abstract.params), "opt_state": to_named(abstract.opt_state)}
-        for name, tree in trees.items():
-            _require_leaves(name, manifest["leaves"][name], _describe(tree), self.workdir)
+        trees = _trees(abstract)
+        for name in sorted(trees.keys() | manifest["leaves"].keys()):
+            stored = manifest["leaves"].get(name, {})
+            _require_leaves(name, stored, _describe(trees.get(name, {})), self.workdir)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -265,6 +272,7 @@ class Checkpointer:
             step=counter,
             params=from_named(found["params"], abstract.params),
             opt_state=from_named(found["opt_state"], abstract.opt_state),
+            ema=None if abstract.ema is None else from_named(found["ema"], abstract.ema),
         )
 
     def _move_damaged(self, good: int) -> None:
@@ -297,12 +305,13 @@ def _require_leaves(name: str, stored: dict[str, Any], wanted: dict[str, Any], w
         raise ConfigError("\n".join([f"the checkpoint in {where} holds other arrays:", *lines[:20], *more]))
 
 
-def load_checkpoint(path: Path | str, step: int | None = None) -> Restored:
+def load_checkpoint(path: Path | str, step: int | None = None, *, averaged: bool = True) -> Restored:
     """The parameters of the newest good checkpoint as numpy arrays, with no model or mesh at hand.
 
     Args:
       path: a workdir, its checkpoints folder, or one step's folder.
       step: this step only; None: the newest good one (or the step that `path` names).
+      averaged: take their moving average, where the run kept one.
 
     Returns:
       Restored, whose `state` is the pure dict of parameters.
@@ -321,7 +330,7 @@ def load_checkpoint(path: Path | str, step: int | None = None) -> Restored:
         steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
         for candidate in steps if step is None else [s for s in steps if s == step]:
             try:
-                return _load_step(folder / str(candidate))
+                return _load_step(folder / str(candidate), averaged)
             except _Damaged as damage:
                 problems.append(f"step {candidate}: {damage}")
                 logger.warning("checkpoint of step %d in %s is damaged: %s", candidate, folder, damage)
@@ -331,10 +340,26 @@ def load_checkpoint(path: Path | str, step: int | None = None) -> Restored:
     )
 
 
-def _load_step(step_folder: Path) -> Restored:
+def _load_step(step_folder: Path, averaged: bool) -> Restored:
     manifest = _read_manifest(step_folder)
+    params = _load_tree(step_folder, manifest, "params")
+    if averaged and "ema" in manifest["leaves"]:
+        _overlay(params, _load_tree(step_folder, manifest, "ema"))
+    return Restored(int(manifest["step"]), params, manifest["extra"])
+
+
+def _overlay(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    """Puts the leaves of `other` in the place of those of `tree`."""
+    for name, value in other.items():
+        if isinstance(value, dict):
+            _overlay(tree[name], value)
+        else:
+            tree[name] = value
+
+
+def _load_tree(step_folder: Path, manifest: dict[str, Any], item: str) -> dict[str, Any]:
     template: dict[str, Any] = {}
-    for leaf, (shape, dtype) in manifest["leaves"]["params"].items():
+    for leaf, (shape, dtype) in manifest["leaves"][item].items():
         node = template
         *parents, last = leaf.split("/")
         for parent in parents:
@@ -344,13 +369,13 @@ def _load_step(step_folder: Path) -> Restored:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             args = ocp.args.PyTreeRestore(template, restore_args=restore_args)
-            params = reader.restore(step_folder / "params", args=args)
+            tree = reader.restore(step_folder / item, args=args)
     except Exception as error:  # as in `_restore_state`
         raise _Damaged(f"its arrays cannot be read ({type(error).__name__}: {_first_line(error)})") from error
-    _verify("params", params, manifest)
-    return Restored(int(manifest["step"]), params, manifest["extra"])
+    _verify(item, tree, manifest)
+    return tree
 
 
-def load_params(path: Path | str, step: int | None = None) -> dict[str, Any]:
-    """`load_checkpoint(path, step)`'s parameters: a pure dict of numpy arrays."""
-    return load_checkpoint(path, step).state
+def load_params(path: Path | str, step: int | None = None, *, averaged: bool = True) -> dict[str, Any]:
+    """`load_checkpoint`'s parameters: a pure dict of numpy arrays."""
+    return load_checkpoint(path, step, averaged=averaged).state

@@ -11,10 +11,11 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,40 @@ def freeze[T](section: Any, cls: type[T], name: str = "") -> T:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config section {name!r}: {error}") from error
+
+
+def freeze_sections[T](config: Any, schema: Schema, whole: Callable[..., T]) -> T:
+    """Every section of a config as its dataclass.
+
+    Args:
+      config: ConfigDict or nested dict.
+      schema: section name -> frozen dataclass, or a plain type (`seed`).
+      whole: named tuple with the fields of the schema.
+
+    Raises:
+      ConfigError: unknown or missing keys, wrong types, or values out of range.
+    """
+    values = to_json(config, keep_tuples=True)
+    sections: dict[str, Any] = {
+        name: freeze(values[name], cls, name) if dataclasses.is_dataclass(cls) else values[name]
+        for name, cls in schema.items()
+        if name in values
+    }
+    missing = [name for name in schema if name not in sections]
+    if missing:
+        raise ConfigError(f"the config lacks the section(s) {', '.join(missing)}")
+    for name, cls in schema.items():
+        value = sections[name]
+        if not isinstance(value, cls) or (cls is int and isinstance(value, bool)):
+            raise ConfigError(f"config key {name} = {value!r}: must be {_describe(cls)}")
+    return whole(**sections)
+
+
+def default_workdir(task: str, config_file_and_args: str) -> Path:
+    """runs/<task>/<config file's name>[-arguments]: the same command finds its run again."""
+    name, _, arg = config_file_and_args.partition(":")
+    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{Path(name).stem}-{arg}").strip("-")
+    return Path("runs") / task / slug
 
 
 def _refuse_unknown(values: Mapping[str, Any], cls: Any, name: str) -> None:

@@ -26,6 +26,8 @@ class TrainConfig:
     accum: micro-batches a batch is computed in.
     eval_every: steps between evaluations, for hooks that do not say; 0: at the end only.
     eval_at_start: also evaluate before step 0.
+    ema: decay of an exponential moving average of the trained parameters, which is then what is evaluated
+      and loaded; 0: off. After n updates it is at most (1 + n) / (10 + n).
     spike_factor: stop when the gradient norm exceeds this many times its running median over `spike_window`
       steps; None: off. Non-finite values always stop.
     profile_start: first step of a profiler trace of `profile_steps` steps; None: no trace.
@@ -36,6 +38,7 @@ class TrainConfig:
     accum: int = 1
     eval_every: int = 0
     eval_at_start: bool = False
+    ema: float = 0.0
     spike_factor: float | None = None
     spike_window: int = 100
     profile_start: int | None = None
@@ -45,6 +48,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accum", "spike_window", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema = {self.ema}: must be 0 (off), or a decay below 1, such as 0.9999")
         if self.eval_every < 0:
             raise ConfigError(f"train.eval_every = {self.eval_every}: must be 0 (at the end only) or more")
         if self.batch_size % self.accum:
@@ -174,7 +179,7 @@ class Job:
             return None
         optim = self.optim
         settings = (optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.clip_norm)
-        return self.program, self.seed, self.train.accum, settings, self.mesh
+        return self.program, self.seed, self.train.accum, self.train.ema, settings, self.mesh
 
     def facts(self) -> dict[str, int]:
         """What must stay the same on resume for the data order and losses to go on."""

@@ -63,7 +63,13 @@ def fit(job: Job) -> TrainState:
         checkpointer = stack.enter_context(Checkpointer(workdir, job.checkpoint))
         progress = Progress(job.train.steps, job.unit_name, enabled=job.log.progress)
         abstract = abstract_state(
-            job.init_params, job.param_axes, job.mesh, job.rules, optimizer, job.trainable_mask
+            job.init_params,
+            job.param_axes,
+            job.mesh,
+            job.rules,
+            optimizer,
+            job.trainable_mask,
+            ema=job.train.ema > 0,
         )
         restored = checkpointer.restore(abstract, check)
         if restored is not None and _is_finished(workdir, restored.step, job.train.steps):
@@ -88,6 +94,7 @@ def fit(job: Job) -> TrainState:
             optimizer,
             seed=job.seed,
             accum=job.train.accum,
+            ema=job.train.ema,
             trainable_mask=job.trainable_mask,
         )
         step_fn = shared_step(job.step_program(), make_step)
@@ -236,7 +243,7 @@ class _Run:
             else:
                 self._settle()
             for hook in hooks:
-                values = hook.run(state.params, step)
+                values = hook.run(state.evaluated, step)
                 if values and hook in data.evaluators:
                     named = {f"{hook.name}/{name}": value for name, value in values.items()}
                     self.writer.write("eval", step, named)

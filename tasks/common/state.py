@@ -14,6 +14,7 @@ class TrainState:
     step: updates done so far, scalar int32; also the index of the next global batch.
     params: pure dict of arrays, per-layer names.
     opt_state: optimiser state over the trained parameters only.
+    ema: moving average of the trained parameters (None where frozen); None: there is none.
 
     The leaves are arrays, or whatever stands for arrays: shapes, shardings.
     """
@@ -21,6 +22,12 @@ class TrainState:
     step: Any
     params: Any
     opt_state: Any
+    ema: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate: averaged, where they are."""
+        return self.params if self.ema is None else merge_trainable(self.ema, self.params)
 
 
 def split_trainable(params: Any, mask: Any | None) -> tuple[Any, Any]:

@@ -32,6 +32,7 @@ def abstract_state(
     rules: ShardingRules,
     optimizer: optax.GradientTransformation,
     trainable_mask: Any = None,
+    ema: bool = False,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, without any array. Call it under `jax.set_mesh(mesh)`.
 
@@ -48,7 +49,7 @@ def abstract_state(
 
     opt_state = jax.tree.map(on_mesh, jax.eval_shape(optimizer.init, trained))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    return TrainState(step=step, params=params, opt_state=opt_state)
+    return TrainState(step=step, params=params, opt_state=opt_state, ema=trained if ema else None)
 
 
 def _place(initial: Any, abstract: Any) -> Any:
@@ -91,7 +92,10 @@ def fresh_state(
         params = _place(initial_params, abstract.params)
     trained, _ = split_trainable(params, trainable_mask)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
-    return TrainState(step=jax.device_put(np.int32(0), shardings.step), params=params, opt_state=opt_state)
+    step = jax.device_put(np.int32(0), shardings.step)
+    # A copy: the step takes both buffers.
+    ema = None if abstract.ema is None else jax.tree.map(jnp.copy, trained)
+    return TrainState(step=step, params=params, opt_state=opt_state, ema=ema)
 
 
 def make_train_step(
@@ -100,6 +104,7 @@ def make_train_step(
     *,
     seed: int,
     accum: int = 1,
+    ema: float = 0.0,
     trainable_mask: Any = None,
 ) -> TrainStep:
     """The jitted step (state, batch, lr) -> (state, metrics). The state is donated.
@@ -130,9 +135,17 @@ def make_train_step(
             "param_norm": global_norm(merge_trainable(trained, frozen)),
         }
         params = merge_trainable(trained, frozen)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        average = _averaged(ema, state.step, state.ema, trained) if ema else None
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=average), metrics
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+
+
+def _averaged(ema: float, step: Any, average: Any, trained: Any) -> Any:
+    """The moving average after an update; early on it forgets faster, or it would be of initial values."""
+    n = step.astype(jnp.float32) + 1
+    rate = 1 - jnp.minimum(ema, (1 + n) / (10 + n))
+    return jax.tree.map(lambda a, p: (a + rate * (p - a)).astype(a.dtype), average, trained)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from tasks.common.config import load_config, override_all, with_defaults
+from tasks.common.figures import smooth
 from tasks.common.loop import fit
 from tasks.common.writer import read_records
 from tasks.lm.config import SCHEMA
-from tasks.lm.perlength import smooth
 from tasks.lm.train import make_job
 
 # The gap between implementations, in multiples of that between seeds.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from models.fox import FoxConfig, FoxRuntime
 from tasks.common.checkpoint import CheckpointConfig
-from tasks.common.config import Schema, freeze, to_json
+from tasks.common.config import Schema, freeze_sections
 from tasks.common.errors import ConfigError
 from tasks.common.job import TrainConfig
 from tasks.common.mesh import MeshConfig
@@ -159,16 +159,4 @@ def freeze_all(config: Any) -> LMConfig:
       ConfigError: unknown or missing keys, wrong types, values out of range, or sections that do not fit
         together.
     """
-    values = to_json(config, keep_tuples=True)
-    sections: dict[str, Any] = {
-        name: freeze(values[name], cls, name) if dataclasses.is_dataclass(cls) else values[name]
-        for name, cls in SCHEMA.items()
-        if name in values
-    }
-    missing = [name for name in SCHEMA if name not in sections]
-    if missing:
-        raise ConfigError(f"the config lacks the section(s) {', '.join(missing)}")
-    frozen = LMConfig(**sections)
-    if not isinstance(frozen.seed, int) or isinstance(frozen.seed, bool):
-        raise ConfigError(f"config key seed = {frozen.seed!r}: must be an integer")
-    return frozen
+    return freeze_sections(config, SCHEMA, LMConfig)

@@ -55,29 +55,6 @@ class PositionLosses:
         )
 
 
-def smooth(values: Float[np.ndarray, " T"], window: int = SMOOTHING_WINDOW) -> Float[np.ndarray, " T"]:
-    """Centred moving average over `window` positions, the window clipped at both ends; NaN values are left
-    out.
-
-    Raises:
-      ValueError: an even or non-positive window, which has no centre.
-    """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"the smoothing window must be an odd number of positions, got {window}")
-    values = np.asarray(values, np.float64)
-    known = np.isfinite(values)
-    half = window // 2
-    low = np.maximum(np.arange(len(values)) - half, 0)
-    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-
-    def windowed(x: np.ndarray) -> np.ndarray:
-        sums = np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)])
-        return sums[high] - sums[low]
-
-    totals, counts = windowed(np.where(known, values, 0.0)), windowed(known)
-    return np.divide(totals, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
 def report_lengths(length: int, shortest: int | None = None) -> list[int]:
     """Lengths at which perplexity is reported: `length`, halved again and again; 65536 gives 65536 ... 512.
 

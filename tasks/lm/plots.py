@@ -13,10 +13,18 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tasks.lm.perlength import SMOOTHING_WINDOW, perplexity_by_length, report_lengths, smooth
+from tasks.common.figures import (
+    COLOURS,
+    axes_of,
+    draw_training,
+    frame_late,
+    save,
+    series,
+    smooth,
+    smoothing_window,
+)
+from tasks.lm.perlength import SMOOTHING_WINDOW, perplexity_by_length, report_lengths
 
-_COLOURS = ("#1f6fb4", "#d9622b", "#3a9a5b", "#8b5fb0", "#b59120", "#c44e7d", "#4a9fb5", "#666666")
-_DPI = 130
 _MOST_COLUMNS = 1000
 _MOST_IN_AXES = 3  # curves that a legend inside the axes names
 
@@ -37,32 +45,15 @@ class Curve(NamedTuple):
     train_length: int | None
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Writes a PNG so that a reader sees the old or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=_DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> np.ndarray:
-    axes = np.atleast_1d(figure.subplots(rows, columns, **options))
-    for ax in axes.flat:
-        ax.grid(True, color="#dddddd", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    return axes
-
-
 def _number(value: float, _: Any = None) -> str:
-    """1536 -> "1.5k", with binary thousands where they come out even (65536 -> "64k")."""
+    """1536 -> "1.5k", with binary thousands where they come out even (65536 -> "64k"); 2e7 -> "20M"."""
     for scale, suffix in ((2**20, "M"), (2**10, "k")):
         if value >= scale and value % scale == 0:
             return f"{value / scale:g}{suffix}"
-    return f"{value / 1000:g}k" if value >= 10000 else f"{value:g}"
+    for scale, suffix in ((1e6, "M"), (1e3, "k")):
+        if value >= 10 * scale:
+            return f"{value / scale:g}{suffix}"
+    return f"{value:g}"
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> bool:
@@ -76,42 +67,14 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path, title: str =
     Returns:
       False, and nothing is written, if there is no loss to show yet.
     """
-    steps, losses = _series(records, "train", "loss")
-    if not len(steps):
-        return False
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    (ax,) = _axes(figure)
-    ax.plot(steps, losses, color=_COLOURS[0], alpha=0.28, linewidth=0.8)
-    window = 2 * (max(1, len(losses) // 40) // 2) + 1
-    ax.plot(steps, smooth(losses, window), color=_COLOURS[0], linewidth=1.6, label=_training_label(window))
-    names = sorted({k for r in records if r.get("kind") == "eval" for k in r if k.endswith("/loss")})
-    for colour, name in zip(_COLOURS[1:] * len(names), names, strict=False):
-        at, values = _series(records, "eval", name)
-        label = name.removesuffix("/loss").replace("_", " ")
-        ax.plot(at, values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=label)
-    finite = losses[np.isfinite(losses)]
-    if len(finite):
-        # The first steps are far above everything that follows: leave them out of the frame, not out of the
-        # data.
-        late = finite[len(finite) // 20 :]
-        low, high = late.min(), max(late.max(), late.min() + 0.1)
-        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-    ax.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    ax.legend(frameon=False)
-    _save(figure, path)
+    (ax,) = axes_of(figure)
+    if not draw_training(ax, records, "loss"):
+        return False
+    frame_late(ax, series(records, "train", "loss")[1])
+    ax.set(ylabel="loss (nats per token)", title=title)
+    save(figure, path)
     return True
-
-
-def _training_label(window: int) -> str:
-    return "training" if window == 1 else f"training (mean over {window} steps)"
-
-
-def _series(records: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = [(r["step"], float(r[name])) for r in records if r.get("kind") == kind and name in r]
-    steps, values = zip(*rows, strict=True) if rows else ((), ())
-    return np.array(steps, np.float64), np.array(values, np.float64)
 
 
 def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
@@ -126,20 +89,19 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, tit
       ValueError: no run has a training loss.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = _axes(figure, 1, 2)
+    left, right = axes_of(figure, 1, 2)
     lows, highs = [], []
-    for colour, (name, records) in zip(_COLOURS * len(runs), runs.items(), strict=False):
-        steps, losses = _series(records, "train", "loss")
-        _, tokens = _series(records, "train", "tokens")
+    for colour, (name, records) in zip(COLOURS * len(runs), runs.items(), strict=False):
+        steps, losses = series(records, "train", "loss")
+        _, tokens = series(records, "train", "tokens")
         if not len(steps):
             continue
-        window = 2 * (max(1, len(losses) // 40) // 2) + 1
-        smoothed = smooth(losses, window)
+        smoothed = smooth(losses, smoothing_window(len(losses)))
         left.plot(tokens, smoothed, color=colour, linewidth=1.2, label=name)
         late = smoothed[len(smoothed) // 10 :]
         lows.append(np.nanmin(late))
         highs.append(np.nanmax(late))
-        at, values = _series(records, "eval", "validation/loss")
+        at, values = series(records, "eval", "validation/loss")
         right.plot(
             at * tokens[0], values, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=name
         )
@@ -154,7 +116,7 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, tit
         ax.xaxis.set_major_formatter(FuncFormatter(_number))
     _name_curves(figure, (left, right))
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_pruning(records: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> bool:
@@ -176,7 +138,7 @@ def plot_pruning(records: Sequence[Mapping[str, Any]], path: Path, title: str = 
     heads = np.array([[float(r[name]) for r in found] for name in names])
     layers = [name.split("/")[1] for name in names]
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = _axes(figure, 1, 2)
+    left, right = axes_of(figure, 1, 2)
     unique = sorted(set(layers))
     for number, layer in enumerate(unique):
         mean = heads[[name == layer for name in layers]].mean(axis=0)
@@ -200,7 +162,7 @@ def plot_pruning(records: Sequence[Mapping[str, Any]], path: Path, title: str = 
     right.set(xlabel="step", ylabel="layer (a row for each head)", title="Every head")
     figure.colorbar(image, ax=right, label="pruned fraction")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -222,10 +184,10 @@ def plot_positions(
     if not curves or not any(np.isfinite(c.losses).any() for c in curves):
         raise ValueError("there is no position with a loss to plot")
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = _axes(figure, 1, 2)
+    left, right = axes_of(figure, 1, 2)
     longest = max(len(c.losses) for c in curves)
     begin = min(128, longest // 8)
-    for colour, curve in zip(_COLOURS * len(curves), curves, strict=False):
+    for colour, curve in zip(COLOURS * len(curves), curves, strict=False):
         positions = np.arange(len(curve.losses))
         smoothed = smooth(curve.losses, window)
         left.plot(positions[begin:], smoothed[begin:], color=colour, linewidth=1.4, label=curve.name)
@@ -257,7 +219,7 @@ def plot_positions(
         left.set_xticks(np.linspace(0, longest, 9)[1:] if longest % 8 == 0 else left.get_xticks()[1:-1])
     if title:
         figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -337,7 +299,7 @@ def plot_heat_map(
                 bright = (value - low) / (high - low) > 0.55
                 colour = "black" if bright else "white"
                 ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_decay(
@@ -373,4 +335,4 @@ def plot_decay(
     axes[0].set_ylabel("query position")
     figure.colorbar(image, ax=list(axes), label="decay bias (nats)")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)

@@ -6,17 +6,17 @@
 The same command again resumes, or says that the run is finished.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from models import fox
 from models.common.sharding import ShardingRules
-from tasks.common.config import make_parser, parse_command_line, to_json
+from tasks.common.config import default_workdir, make_parser, parse_command_line, to_json
 from tasks.common.data import Batches, Order
 from tasks.common.errors import ConfigError, run_main
 from tasks.common.job import Job, RunData
@@ -37,16 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = make_parser("Train a language model; the same command resumes.")
     command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
-    workdir = command.workdir or default_workdir(command.options.config or DEFAULT_CONFIG)
+    workdir = command.workdir or default_workdir("lm", command.options.config or DEFAULT_CONFIG)
     assert command.config is not None
     train(command.config, workdir)
-
-
-def default_workdir(config_file_and_args: str) -> Path:
-    """runs/lm/<config file's name>[-arguments]: the same command finds its run again."""
-    name, _, arg = config_file_and_args.partition(":")
-    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", f"{Path(name).stem}-{arg}").strip("-")
-    return Path("runs") / "lm" / slug
 
 
 def train(config: Any, workdir: Path) -> TrainState:
@@ -95,6 +88,12 @@ def make_job(config: Any, workdir: Path) -> Job:
         prefetch=training.prefetch,
         program=("lm", cfg.model, cfg.runtime, cfg.train.loss_chunk),
     )
+
+
+def abstract_batch(cfg: LMConfig, rows: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of so many sequences, as the loss takes it."""
+    dtypes = {"tokens": jnp.int32, "labels": jnp.int32, "reset": jnp.bool_, "loss_mask": jnp.bool_}
+    return {name: jax.ShapeDtypeStruct((rows, cfg.train.seq_len), dtype) for name, dtype in dtypes.items()}
 
 
 def open_run_data(cfg: LMConfig, mesh: Mesh, workdir: Path) -> RunData:

@@ -10,13 +10,13 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from tasks.common.config import load_config, with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [path for path in sorted((ROOT / "configs").glob("*.py")) if "\ndef get_config(" in path.read_text()]
+# Of every task; a task may have more.
 SECTIONS = {"seed", "model", "runtime", "data", "optim", "train", "eval", "mesh", "checkpoint", "log"}
 
 
@@ -31,12 +31,16 @@ def address(path: Path, variant: str) -> str:
 CASES = [pytest.param(path, v, id=address(path, v)) for path in FILES for v in variants(path)]
 
 
-def task_config(path: Path):
-    """The config module of the task that the file's docstring says it is for."""
+def task_of(path: Path) -> str:
+    """The task that the file's docstring says it is for."""
     docstring = importlib.import_module(f"configs.{path.stem}").__doc__ or ""
     commands = re.findall(rf"python -m (tasks\.\w+)\.train --config=configs/{path.name}", docstring)
     assert commands, f"{path.name} does not say `python -m tasks.<task>.train --config=configs/{path.name}`"
-    return importlib.import_module(f"{commands[0]}.config")
+    return commands[0]
+
+
+def task_config(path: Path):
+    return importlib.import_module(f"{task_of(path)}.config")
 
 
 def freeze(path: Path, variant: str):
@@ -57,11 +61,12 @@ def test_variants_are_listed_once_and_include_the_default(path):
 
 @pytest.mark.parametrize(("path", "variant"), CASES)
 def test_config_freezes(path, variant):
-    config = load_config(address(path, variant))
-    assert set(config) <= SECTIONS
+    config, sections = load_config(address(path, variant)), set(task_config(path).SCHEMA)
+    assert sections >= SECTIONS
+    assert set(config) <= sections
     frozen = freeze(path, variant)
-    assert set(frozen._fields) == SECTIONS
-    for name in SECTIONS - {"seed"}:
+    assert set(frozen._fields) == sections
+    for name in sections - {"seed"}:
         section = getattr(frozen, name)
         assert type(section).__dataclass_params__.frozen, f"{name} is not a frozen dataclass"
         hash(section)  # sections travel as static arguments
@@ -74,9 +79,19 @@ def test_model_traces_at_full_size(path, variant):
     params = jax.eval_shape(functools.partial(room.init_params, frozen.model), jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == room.count_params(frozen.model)
-    tokens = jax.ShapeDtypeStruct((1, frozen.train.seq_len), jnp.int32)
-    logits, _ = jax.eval_shape(functools.partial(room.apply, frozen.model, frozen.runtime), params, tokens)
-    assert logits.shape == (1, frozen.train.seq_len, frozen.model.vocab_size)
+
+
+@pytest.mark.parametrize(("path", "variant"), CASES)
+def test_loss_traces_at_full_size(path, variant, tmp_path):
+    """What the loop is told of the run, on one row of a batch."""
+    train = importlib.import_module(f"{task_of(path)}.train")
+    config = with_defaults(load_config(address(path, variant)), task_config(path).SCHEMA)
+    job = train.make_job(config, tmp_path)
+    params = jax.eval_shape(job.init_params, jax.random.key(0))
+    loss, _ = jax.eval_shape(
+        job.loss_fn, params, train.abstract_batch(freeze(path, variant)), jax.random.key(0)
+    )
+    assert loss.shape == ()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

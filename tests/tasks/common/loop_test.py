@@ -130,6 +130,45 @@ def test_accumulation_equals_the_whole_batch(
         )
 
 
+def test_moving_average_is_evaluated_saved_and_resumed(tiny: ModuleType, tmp_path: Path) -> None:
+    """Against the recurrence by hand over the saved parameters; the run itself is the one without it."""
+    seen: dict[int, Any] = {}
+
+    def look(params: Any, step: int) -> None:
+        seen[step] = jax.tree.map(np.asarray, params)
+        if step == 4 and not (tmp_path / "resumed").exists():
+            (tmp_path / "resumed").mkdir()
+            raise StopAt
+
+    changes = {"train.steps": 7, "train.ema": 0.6, "checkpoint.every": 1, "checkpoint.keep": 9}
+    frozen = {"layers": {"0": {"kernel": True, "bias": False}}, "head": {"kernel": True}}
+
+    def run(workdir: Path, **changes: Any) -> Any:
+        config = tiny.tiny_config(**changes)
+        hooks = [Hook("look", look, every=1)]
+        return fit(Job(**tiny.arguments(workdir, config, callbacks=hooks, trainable_mask=frozen)))
+
+    with pytest.raises(StopAt):
+        run(tmp_path / "run", **changes)
+    state = run(tmp_path / "run", **changes)
+    found = dict(seen)
+    assert same_arrays(state.params, run(tmp_path / "plain", **{**changes, "train.ema": 0.0}).params)
+    average = jax.tree.map(np.asarray, tiny.init_params(jax.random.fold_in(jax.random.key(3), 0x696E6974)))
+    for step in range(1, 8):
+        raw = load_params(tmp_path / "run", step, averaged=False)
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, raw)
+        average["layers"]["0"]["bias"] = raw["layers"]["0"]["bias"]
+        for wanted, got in zip(jax.tree.leaves(average), jax.tree.leaves(found[step]), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
+    assert same_arrays(load_params(tmp_path / "run"), state.evaluated)
+    assert not same_arrays(load_params(tmp_path / "run"), load_params(tmp_path / "run", averaged=False))
+    with pytest.raises(ConfigError, match=r"train\.ema: 0\.6 -> 0\.0"):
+        run(tmp_path / "run", **{**changes, "train.ema": 0.0, "train.steps": 9})
+    with pytest.raises(ConfigError, match=r"train\.ema = 1\.0: must be 0"):
+        run(tmp_path / "bad", **{**changes, "train.ema": 1.0})
+
+
 def test_runs_of_one_program_compile_once(tiny: ModuleType, tmp_path: Path) -> None:
     """Learning rate and number of steps are in no program; seed and optimiser settings are."""
     traced = []

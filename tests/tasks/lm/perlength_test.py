@@ -6,13 +6,13 @@ import io
 import numpy as np
 import pytest
 
+from tasks.common.figures import smooth
 from tasks.lm.perlength import (
     PositionLosses,
     from_csv,
     perplexity_by_length,
     perplexity_csv,
     report_lengths,
-    smooth,
     to_csv,
 )
 

@@ -6,10 +6,9 @@ import pytest
 
 from configs import fox, lm, transformer
 from models.fox import FoxConfig
-from tasks.common.config import with_defaults
+from tasks.common.config import default_workdir, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.lm.config import SCHEMA, LMConfig, LMTrainConfig, freeze_all
-from tasks.lm.train import default_workdir
 
 STEP = 524_288  # tokens of a step in every run of the paper
 
@@ -109,8 +108,8 @@ def test_a_missing_section_is_named() -> None:
 
 
 def test_the_same_command_finds_its_run_again() -> None:
-    assert default_workdir("configs/fox.py") == Path("runs/lm/fox")
-    named = default_workdir("configs/fox.py:arch=fox_llama,path=/a b/c")
-    assert named == default_workdir("configs/fox.py:arch=fox_llama,path=/a b/c") != Path("runs/lm/fox")
+    assert default_workdir("lm", "configs/fox.py") == Path("runs/lm/fox")
+    named = default_workdir("lm", "configs/fox.py:arch=fox_llama,path=/a b/c")
+    assert named == default_workdir("lm", "configs/fox.py:arch=fox_llama,path=/a b/c") != Path("runs/lm/fox")
     assert named.parent == Path("runs/lm")
     assert " " not in named.name
