@@ -4,6 +4,7 @@ clock.
 
 import concurrent.futures
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -118,7 +119,8 @@ def time_bursts(
 
     A burst is as many calls as fill `seconds`, dispatched back to back with one wait at its end: the host
     runs ahead of the device, so that its own time is paid once per burst. Bursts of all the calls go in
-    turns, so that a change of the device's clocks meets all of them.
+    turns, so that a change of the device's clocks meets all of them; every turn in another order, since a
+    burst leaves its heat and clocks to the next one, which must not always be the same call's.
 
     Args:
       calls: by name; each starts one compiled program and returns its results, the same work every time.
@@ -144,9 +146,11 @@ def time_bursts(
         burst(run, 1)  # loads the program
         counts[name] = min(max(round(seconds / max(burst(run, 2), 1e-9)), 1), 500)
     found: dict[str, list[float]] = {name: [] for name in calls}
+    shuffler, names = random.Random(0), list(calls)
     for _ in range(bursts):
-        for name, run in calls.items():
-            found[name].append(burst(run, counts[name]))
+        shuffler.shuffle(names)
+        for name in names:
+            found[name].append(burst(calls[name], counts[name]))
     return {name: _summary(found[name], counts[name]) for name in calls}
 
 

@@ -13,17 +13,23 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
+from numpy.polynomial import Chebyshev, Polynomial
 
 from kernels.linear_scan import _mosaic_gpu_stream as streams
 from kernels.linear_scan._mosaic_gpu_stream import CHANNELS, LAYOUT, Chunk, Load, Plan, RowLoad, Store
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2)
-# Above this log(a^2), 1 - a^2 loses digits and is summed from its series instead: six terms, 5e-8 relative.
-SERIES_FROM = -0.25
-SERIES_TERMS = 6
+# Above this log2(a), 1 - a^2 loses digits and is log2(a) times a polynomial of it instead: 1e-7 relative.
+NEAR_ONE = -0.36
+POLYNOMIAL = (
+    Chebyshev.interpolate(lambda w: -np.expm1(2 * LN2 * w) / w, 4, [NEAR_ONE, 0])
+    .convert(kind=Polynomial)
+    .coef
+)
 # 1 / sqrt(z) of derivatives: the derivative of a root is 1000 at most.
 MAX_INVERSE_ROOT = 2000.0
 # Keeps the inverse root of 0 finite.
@@ -67,15 +73,21 @@ def _gates(slots: Any, slot: Array, row: Array, rate: Array) -> Gates:
     i, r = _sigmoid(gate_x), _sigmoid(gate_a)
     log2_a = -rate * r
     a = jnp.exp2(log2_a)
-    log_square = log2_a * (2 * LN2)
-    series = jnp.full_like(log_square, 1.0)
-    for term in range(SERIES_TERMS, 1, -1):
-        series = 1.0 + series * log_square * (1 / term)
-    one_minus = jnp.where(log_square > SERIES_FROM, -log_square * series, 1.0 - a * a)
+    one_minus = one_minus_square(log2_a, a)
     reset = None
     if len(slots) > 3:
         reset = plgpu.layout_cast(lax.broadcast_in_dim(slots[3][slot, row], (CHANNELS,), ()), LAYOUT)
-    return Gates(x, i, r, a, one_minus, lax.rsqrt(jnp.maximum(one_minus, TINY)), reset)
+    # The compiler sees that this sum is a normal number, and leaves out the steps that make rsqrt right for
+    # others; it does not see that of a maximum.
+    return Gates(x, i, r, a, one_minus, lax.rsqrt(jnp.abs(one_minus) + TINY), reset)
+
+
+def one_minus_square(log2_a: Array, a: Array) -> Array:
+    """1 - a^2 for a = exp2(log2_a) <= 1, also near 1."""
+    quotient = jnp.full_like(log2_a, POLYNOMIAL[-1])
+    for coefficient in POLYNOMIAL[-2::-1]:
+        quotient = quotient * log2_a + float(coefficient)
+    return jnp.where(log2_a > NEAR_ONE, log2_a * quotient, 1.0 - a * a)
 
 
 def _sigmoid(y: Array) -> Array:
@@ -84,13 +96,13 @@ def _sigmoid(y: Array) -> Array:
 
 
 def forward(
-    arrays: tuple[Array, Array, Array], h0: Array, rate: Array, reset: Array | None, *, plan: Plan
+    arrays: tuple[Array, Array, Array], h0: Array | None, rate: Array, reset: Array | None, *, plan: Plan
 ) -> tuple[Array, Array]:
     """h [B, T, D] in x's dtype and h_last [B, Dp].
 
     Args:
       arrays: x, gate_x and gate_a [B, T, D].
-      h0: float32 [B, Dp].
+      h0: float32 [B, Dp]; None: zeros.
       rate: 8 softplus(Lambda) log2(e), float32 [B or 1, Dp].
       reset: float32 [B, T'], 1 at a reset, T' a multiple of 8; None: nothing is reset.
       plan: descending for a recurrence that runs from the last step to the first.
@@ -104,18 +116,18 @@ def forward(
         [jax.ShapeDtypeStruct(x.shape, x.dtype), streams.per_strip(plan)],
         streams.shared(plan, loads, (x.dtype,), by_row=len(by_row)),
     )
-    h, h_last = kernel(*arrays, rate, h0, *by_row)
+    h, h_last = kernel(arrays, rate, h0, by_row)
     return h, h_last
 
 
-def _forward(*refs: Any, plan: Plan, slots: Any, buffers: Any, ready: Any) -> None:
-    *sources, rate_ref, h0_ref = refs[:5]
-    *by_row, h_ref, last_ref = refs[5:]
-
+def _forward(
+    sources: Any, rate_ref: Any, h0_ref: Any, by_row: Any, h_ref: Any, last_ref: Any,
+    *, plan: Plan, slots: Any, buffers: Any, ready: Any,
+) -> None:  # fmt: skip
     def begin(chunk: Chunk, slot: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         del slot
         h, rate = carry
-        return streams.started(chunk, h0_ref, h), _rate(chunk, rate_ref, rate)
+        return streams.started(chunk, h0_ref, h), streams.started(chunk, rate_ref, rate)
 
     def inputs(slot: Array, row: Array, carry: tuple[Array, Array]) -> tuple[Gates, Array]:
         gates = _gates(slots, slot, row, carry[1])
@@ -139,21 +151,17 @@ def _forward(*refs: Any, plan: Plan, slots: Any, buffers: Any, ready: Any) -> No
     streams.stream(plan, loads, (Store(h_ref, buffers[0]),), ready, begin, inputs, update, end, start)
 
 
-def _rate(chunk: Chunk, rate_ref: Any, rate: Array) -> Array:
-    entry = chunk.entry if rate_ref.shape[0] > 1 else 0
-    return lax.cond(chunk.is_first, lambda: streams.read(rate_ref.at[entry, chunk.channels]), lambda: rate)
-
-
 def backward(
-    arrays: tuple[Array, ...], h0: Array, d_last: Array, rate: Array, reset: Array | None, *, plan: Plan
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Gradients of x, gate_x and gate_a in their dtypes, of h0 [B, Dp], and sums over time of r d(log a)
-    [B, Dp].
+    arrays: tuple[Array, ...], h0: Array | None, d_last: Array | None, rate: Array, reset: Array | None,
+    *, plan: Plan,
+) -> tuple[Array, Array, Array, Array | None, Array]:  # fmt: skip
+    """Gradients of x, gate_x and gate_a in their dtypes, of h0 [B, Dp] if there is one, and sums over time of
+    r d(log a) [B, Dp].
 
     Args:
       arrays: x, gate_x, gate_a, h and d_h [B, T, D].
       h0, rate, reset: as in `forward`.
-      d_last: float32 [B, Dp].
+      d_last: float32 [B, Dp]; None: zeros.
       plan: descending for a recurrence that runs from the first step to the last.
     """
     inputs, (h, d_h), shift = arrays[:3], arrays[3:], -1 if plan.descending else 1
@@ -163,11 +171,15 @@ def backward(
         functools.partial(_backward, plan=plan, shift=shift),
         "rglru_backward",
         plan,
-        [*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs), *[streams.per_strip(plan)] * 2],
+        [
+            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs],
+            None if h0 is None else streams.per_strip(plan),
+            streams.per_strip(plan),
+        ],
         streams.shared(plan, loads, [x.dtype for x in inputs], by_row=len(by_row)),
     )
-    d_x, d_gate_x, d_gate_a, d_h0, sums = kernel(*inputs, d_h, h, rate, h0, d_last, *by_row)
-    return d_x, d_gate_x, d_gate_a, d_h0, sums
+    gradients, d_h0, sums = kernel((*inputs, d_h, h), rate, h0, d_last, by_row)
+    return *gradients, d_h0, sums
 
 
 class _Pulled(NamedTuple):
@@ -178,17 +190,18 @@ class _Pulled(NamedTuple):
     rate: Array
 
 
-def _backward(*refs: Any, plan: Plan, shift: int, slots: Any, buffers: Any, ready: Any) -> None:
-    *sources, rate_ref, h0_ref, dlast_ref = refs[:8]
-    *by_row, dx_ref, dgx_ref, dga_ref, dh0_ref, sum_ref = refs[8:]
+def _backward(
+    sources: Any, rate_ref: Any, h0_ref: Any, dlast_ref: Any, by_row: Any, targets: Any, dh0_ref: Any,
+    sum_ref: Any, *, plan: Plan, shift: int, slots: Any, buffers: Any, ready: Any,
+) -> None:  # fmt: skip
     dh_slots, h_slots = slots[3:5]
     gate_slots = (*slots[:3], *slots[5:])
 
     def begin(chunk: Chunk, slot: Array, carry: _Pulled) -> _Pulled:
         streams.put_initial_state(chunk, slot, h0_ref, h_slots, shift)
         state = streams.started(chunk, dlast_ref, carry.state)
-        total = lax.cond(chunk.is_first, streams.zeros, lambda: carry.total)
-        return _Pulled(state, total, _rate(chunk, rate_ref, carry.rate))
+        total = streams.started(chunk, None, carry.total)
+        return _Pulled(state, total, streams.started(chunk, rate_ref, carry.rate))
 
     def inputs(slot: Array, row: Array, carry: _Pulled) -> tuple[Gates, Array, Array]:
         before = streams.read(h_slots.at[slot, row + (shift > 0)])
@@ -202,21 +215,23 @@ def _backward(*refs: Any, plan: Plan, shift: int, slots: Any, buffers: Any, read
             # If nothing depends on this step, its inputs may be NaN.
             return jnp.where(g == 0.0, 0.0, value)
 
-        scaled = g * gates.multiplier
+        gated, scaled, back = gates.i * gates.x, g * gates.multiplier, gates.a * g
         inverse = jnp.minimum(gates.inverse_root, MAX_INVERSE_ROOT)
-        # d log a: through the decay of the state, and through the root, whose derivative is -a^2 / root.
-        d_log = gates.a * (g * before - (g * gates.i * gates.x) * gates.a * inverse)
-        by_gate = gates.unless_reset(where_used(d_log * gates.r), 0.0)
-        d_gate_a = gates.unless_reset(by_gate * (carry.rate * -LN2) * (1.0 - gates.r), 0.0)
+        # r d(log a): through the decay of the state, and through the root, whose derivative is -a^2 / root.
+        by_gate = back * (before - gated * gates.a * inverse) * gates.r
+        # 1 - sigmoid is never formed: a multiply-add does both.
+        d_gate_a = gates.unless_reset(where_used((by_gate - by_gate * gates.r) * (carry.rate * -LN2)), 0.0)
+        by_gate = gates.unless_reset(where_used(by_gate), 0.0)
         d_x = where_used(scaled * gates.i)
-        d_gate_x = where_used(scaled * gates.x * gates.i * (1.0 - gates.i))
-        back = gates.unless_reset(where_used(gates.a * g), 0.0)
-        return _Pulled(back, carry.total + by_gate, carry.rate), (d_x, d_gate_x, where_used(d_gate_a))
+        d_gate_x = where_used(scaled * (gated - gated * gates.i))
+        back = gates.unless_reset(where_used(back), 0.0)
+        return _Pulled(back, carry.total + by_gate, carry.rate), (d_x, d_gate_x, d_gate_a)
 
     def end(chunk: Chunk, carry: _Pulled) -> None:
         @pl.when(chunk.is_last)
         def _() -> None:
-            dh0_ref[chunk.entry, chunk.channels] = carry.state
+            if dh0_ref is not None:
+                dh0_ref[chunk.entry, chunk.channels] = carry.state
             sum_ref[chunk.entry, chunk.channels] = carry.total
 
     shifts = (0, 0, 0, 0, shift)
@@ -224,6 +239,6 @@ def _backward(*refs: Any, plan: Plan, shift: int, slots: Any, buffers: Any, read
         Load(ref, ring, by) for ref, ring, by in zip(sources, slots[:5], shifts, strict=True)
     ]
     loads += [RowLoad(ref, ring) for ref, ring in zip(by_row, slots[5:], strict=True)]
-    stores = [Store(ref, ring) for ref, ring in zip((dx_ref, dgx_ref, dga_ref), buffers, strict=True)]
+    stores = [Store(ref, ring) for ref, ring in zip(targets, buffers, strict=True)]
     start = _Pulled(streams.zeros(), streams.zeros(), streams.zeros())
     streams.stream(plan, loads, stores, ready, begin, inputs, update, end, start)

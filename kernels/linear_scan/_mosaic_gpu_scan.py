@@ -12,12 +12,12 @@ from kernels.linear_scan import _mosaic_gpu_stream as streams
 from kernels.linear_scan._mosaic_gpu_stream import Chunk, Load, Plan, Store
 
 
-def forward(arrays: tuple[Array, Array], h0: Array, *, plan: Plan) -> tuple[Array, Array]:
+def forward(arrays: tuple[Array, Array], h0: Array | None, *, plan: Plan) -> tuple[Array, Array]:
     """h [B, T, D] in x's dtype and h_last [B, Dp].
 
     Args:
       arrays: x and a [B, T, D].
-      h0: float32 [B, Dp], D padded to whole strips of 128.
+      h0: float32 [B, Dp], D padded to whole strips of 128; None: zeros.
       plan: descending for a recurrence that runs from the last step to the first.
     """
     x, a = arrays
@@ -65,16 +65,16 @@ def _forward(
 
 
 def backward(
-    arrays: tuple[Array, Array, Array], h0: Array, d_last: Array, *, plan: Plan
-) -> tuple[Array, Array, Array]:
-    """Gradients of x and a, in d_h's and a's dtype, and of h0 [B, Dp].
+    arrays: tuple[Array, Array, Array], h0: Array | None, d_last: Array | None, *, plan: Plan
+) -> tuple[Array, Array, Array | None]:
+    """Gradients of x and a, in d_h's and a's dtype, and of h0 [B, Dp], if there is one.
 
     The gradient of the state runs the other way: g_t = d_h_t + a_(t+1) g_(t+1), dx_t = g_t, da_t =
     g_t h_(t-1).
 
     Args:
       arrays: a, h and d_h [B, T, D].
-      h0, d_last: float32 [B, Dp].
+      h0, d_last: float32 [B, Dp]; None: zeros.
       plan: descending for a recurrence that runs from the first step to the last.
     """
     (a, h, d_h), shift = arrays, -1 if plan.descending else 1
@@ -85,7 +85,7 @@ def backward(
         [
             jax.ShapeDtypeStruct(d_h.shape, d_h.dtype),
             jax.ShapeDtypeStruct(a.shape, a.dtype),
-            streams.per_strip(plan),
+            None if h0 is None else streams.per_strip(plan),
         ],
         streams.shared(plan, ((a.dtype, 0), (d_h.dtype, 0), (h.dtype, shift)), (d_h.dtype, a.dtype)),
     )
@@ -121,7 +121,8 @@ def _backward(
     def end(chunk: Chunk, pulled: Array) -> None:
         @pl.when(chunk.is_last)
         def _() -> None:
-            dh0_ref[chunk.entry, chunk.channels] = pulled
+            if dh0_ref is not None:
+                dh0_ref[chunk.entry, chunk.channels] = pulled
 
     loads = (Load(a_ref, a_slots), Load(dh_ref, dh_slots), Load(h_ref, h_slots, shift))
     stores = (Store(dx_ref, dx_buffers), Store(da_ref, da_buffers))

@@ -22,10 +22,15 @@ CHANNELS = 128
 LAYOUT = plgpu.Layout.WG_STRIDED((CHANNELS,), 1)
 # Steps whose loads and gates the compiler may put before the recurrence needs them.
 UNROLL = 8
-# Sequences up to this long are one chunk.
+# Shorter sequences are padded to whole groups of that many steps.
 SHORT = 32
 SHARED_BYTES = 220 * 1024
 OUTPUT_BUFFERS = 2
+# Bytes loaded and stored per step and channel from which one CTA keeps a multiprocessor's share of memory
+# busy; a second one hides what the first waits for where there are fewer, and is in its way where not.
+WIDE = 16
+# Float32s in 128 bytes: what TMA copies must begin at a multiple of that in shared memory.
+ALIGNED = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Plan:
 def make_plan(
     shape: Sequence[int], row_bytes: int, output_row_bytes: int, cores: int, *, descending: bool
 ) -> Plan:
-    """Chunks and stages that keep a few hundred kilobytes on the way per multiprocessor.
+    """The longest chunks of which three and more fit, in as few CTAs as keep memory busy.
 
     Args:
       shape: B, T, D.
@@ -72,16 +77,20 @@ def make_plan(
     """
     batch, length, width = shape
     strips = batch * ceil_div(width, CHANNELS)
-    whole = ceil_div(length, UNROLL) * UNROLL
 
     def stages(per_core: int, steps: int) -> int:
         stored = OUTPUT_BUFFERS * steps * output_row_bytes * CHANNELS
         return min(6, (SHARED_BYTES // per_core - stored) // ((steps + 1) * row_bytes * CHANNELS))
 
-    most = min(4, max(1, strips // cores))
-    sizes = [size for size in (2 * SHORT, SHORT) if size < whole] or [whole]
-    choices = [(n, size) for n in range(most, 0, -1) for size in sizes] + [(1, 16), (1, 8)]
-    per_core, steps = next((n, size) for n, size in choices if stages(n, size) >= 2)
+    # No longer than the arrays, which are padded if they are short.
+    longest = (ceil_div(length, UNROLL) if length < SHORT else length // UNROLL) * UNROLL
+
+    def even(size: int) -> int:
+        """Steps of chunks of up to `size`, such that the last one has little to spare."""
+        return min(ceil_div(ceil_div(length, ceil_div(length, size)), UNROLL) * UNROLL, longest)
+
+    per_core = min(1 if row_bytes + output_row_bytes >= WIDE else 2, ceil_div(strips, cores))
+    steps = next(even(size) for size in (64, 32, 16, 8) if stages(per_core, even(size)) >= 3)
     ctas = min(strips, per_core * cores)
     return Plan(batch, length, width, steps, stages(per_core, steps), ctas, descending)
 
@@ -145,8 +154,8 @@ class RowLoad(NamedTuple):
 
     def start(self, chunk: Chunk, slot: Array, ready: Any, plan: Plan) -> None:
         """Loads a chunk's numbers."""
-        rows = pl.ds(chunk.begin, plan.steps)
-        plgpu.copy_gmem_to_smem(self.source.at[chunk.entry, rows], self.slots.at[slot], ready)
+        rows, target = pl.ds(chunk.begin, plan.steps), self.slots.at[slot, pl.ds(0, plan.steps)]
+        plgpu.copy_gmem_to_smem(self.source.at[chunk.entry, rows], target, ready)
 
 
 class Store(NamedTuple):
@@ -264,7 +273,7 @@ def shared(
       by_row: how many `RowLoad`s of float32 follow the loads.
     """
     slots = [plgpu.SMEM((plan.stages, plan.steps + (shift != 0), CHANNELS), dtype) for dtype, shift in loads]
-    slots += [plgpu.SMEM((plan.stages, plan.steps), jnp.float32)] * by_row
+    slots += [plgpu.SMEM((plan.stages, ceil_div(plan.steps, ALIGNED) * ALIGNED), jnp.float32)] * by_row
     buffers = [plgpu.SMEM((OUTPUT_BUFFERS, plan.steps, CHANNELS), dtype) for dtype in stores]
     copies = sum(1 + (shift != 0) for _, shift in loads) + by_row
     return {
@@ -275,14 +284,19 @@ def shared(
 
 
 def launch(body: Callable[..., None], name: str, plan: Plan, outputs: Sequence[Any], scratch: Any) -> Any:
-    """A kernel of `plan.ctas` CTAs with one warpgroup each."""
+    """A kernel of `plan.ctas` CTAs with one warpgroup each.
+
+    Pallas would put a barrier of the warpgroup before and after every store of a row. None is needed: what a
+    thread reads of memory that threads write is what it wrote itself, and copies by TMA begin and end at
+    barriers of `stream`.
+    """
     return plgpu.kernel(
         body,
         out_type=outputs,
         scratch_types=scratch,
         grid=(plan.ctas,),
         grid_names=("cta",),
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True),
         kernel_name=f"linear_scan_{name}",
     )
 
@@ -292,9 +306,16 @@ def read(ref: Any) -> Array:
     return plgpu.load(ref, layout=LAYOUT, optimized=False).astype(jnp.float32)
 
 
-def started(chunk: Chunk, initial_ref: Any, carry: Array) -> Array:
-    """The carry, or the initial values [B, Dp] of a strip that begins."""
-    return lax.cond(chunk.is_first, lambda: read(initial_ref.at[chunk.entry, chunk.channels]), lambda: carry)
+def started(chunk: Chunk, initial_ref: Any | None, carry: Array) -> Array:
+    """The carry, or the initial values [B or 1, Dp] of a strip that begins: zeros without a reference."""
+    return lax.cond(chunk.is_first, lambda: initial(chunk, initial_ref), lambda: carry)
+
+
+def initial(chunk: Chunk, ref: Any | None) -> Array:
+    """A strip's values of [B, Dp], or of [1, Dp] for all entries; zeros without a reference."""
+    if ref is None:
+        return zeros()
+    return read(ref.at[chunk.entry if ref.shape[0] > 1 else 0, chunk.channels])
 
 
 def zeros() -> Array:
@@ -307,7 +328,7 @@ def per_strip(plan: Plan) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((plan.batch, ceil_div(plan.width, CHANNELS) * CHANNELS), jnp.float32)
 
 
-def put_initial_state(chunk: Chunk, slot: Array, h0_ref: Any, h_slots: Any, shift: int) -> None:
+def put_initial_state(chunk: Chunk, slot: Array, h0_ref: Any | None, h_slots: Any, shift: int) -> None:
     """Puts h0 beside the first step of the recurrence, where `shift` makes room for the step before it.
 
     Every thread reads back no other channel than it writes.
@@ -316,4 +337,4 @@ def put_initial_state(chunk: Chunk, slot: Array, h0_ref: Any, h_slots: Any, shif
     @pl.when(chunk.is_last)  # the gradient comes to that step last
     def _() -> None:
         row = chunk.rows if shift > 0 else 0
-        h_slots[slot, row] = read(h0_ref.at[chunk.entry, chunk.channels]).astype(h_slots.dtype)
+        h_slots[slot, row] = initial(chunk, h0_ref).astype(h_slots.dtype)

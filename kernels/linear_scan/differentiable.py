@@ -11,11 +11,12 @@ arrays carry no conjugates. Nothing is saved but h, a and h0 (for the RG-LRU: it
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array
 
 from kernels.common.manual import aligned_varying
@@ -28,6 +29,7 @@ from kernels.linear_scan.products import (
     placed_state,
     product,
     shifted,
+    zeros_like,
 )
 from kernels.linear_scan.rglru import Gated, gates
 
@@ -55,15 +57,18 @@ class Passes(NamedTuple):
 
     Attributes:
       forward: (x, a, h0, reverse) -> (h in x's dtype, h_last in the carry's dtype).
-      backward: (saved, dh, dh_last, reverse) -> (dx, da, dh0), in the dtypes of x, a and h_last.
+      backward: (saved, dh, dh_last, reverse) -> (dx, da, dh0), in the dtypes of x, a and h_last. dh_last is
+        None if nothing depends on h_last, and dh0 may be None if h0 is.
       gated_forward: (gated, h0, reverse) -> (h, h_last).
       gated_backward: (gated, h0, h, dh, dh_last, reverse) -> (gradients of gated, None for reset; dh0).
     """
 
     forward: Callable[[Array, Array, Array | None, bool], tuple[Array, Array]]
-    backward: Callable[[Saved, Array, Array, bool], tuple[Array, Array, Array]]
+    backward: Callable[[Saved, Array, Array | None, bool], tuple[Array, Array, Array | None]]
     gated_forward: Callable[[Gated, Array | None, bool], tuple[Array, Array]]
-    gated_backward: Callable[[Gated, Array | None, Array, Array, Array, bool], tuple[Gated, Array]]
+    gated_backward: Callable[
+        [Gated, Array | None, Array, Array, Array | None, bool], tuple[Gated, Array | None]
+    ]
 
 
 def composed(scan: Scan) -> Passes:
@@ -72,7 +77,7 @@ def composed(scan: Scan) -> Passes:
     def forward(x: Array, a: Array, h0: Array | None, reverse: bool) -> tuple[Array, Array]:
         return scan(x, a, h0, reverse=reverse, out_dtype=x.dtype)
 
-    def backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Array, Array, Array]:
+    def backward(saved: Saved, dh: Array, dh_last: Array | None, reverse: bool) -> tuple[Array, Array, Array]:
         g, dh0 = state_gradient(scan, saved.a, dh, dh_last, reverse)
         before = shifted(saved.h, initial_state(saved.h, saved.h0, g.dtype), reverse=reverse)
         da = decay_gradient(g, saved.a.astype(g.dtype), before.astype(g.dtype))
@@ -83,7 +88,7 @@ def composed(scan: Scan) -> Passes:
         return scan(u, a, h0, reverse=reverse, out_dtype=gated.x.dtype)
 
     def gated_backward(
-        gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array, reverse: bool
+        gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array | None, reverse: bool
     ) -> tuple[Gated, Array]:
         _, a = gates(gated)
         g, dh0 = state_gradient(scan, a, dh, dh_last, reverse)
@@ -93,12 +98,14 @@ def composed(scan: Scan) -> Passes:
     return Passes(forward, backward, gated_forward, gated_backward)
 
 
-def state_gradient(scan: Scan, a: Array, dh: Array, dh_last: Array, reverse: bool) -> tuple[Array, Array]:
+def state_gradient(
+    scan: Scan, a: Array, dh: Array, dh_last: Array | None, reverse: bool
+) -> tuple[Array, Array]:
     """(g [B, T, D], dh0 [B, D]), both in the carry's dtype."""
     wide = carry_dtype(dh, a)
     dh, a = dh.astype(wide), a.astype(wide)
     c, dh0 = scan(product(a, dh), a, dh_last, reverse=not reverse, out_dtype=wide)
-    return dh + shifted(c, dh_last, reverse=not reverse), dh0
+    return dh + shifted(c, initial_state(dh, dh_last, wide), reverse=not reverse), dh0
 
 
 def gate_gradients(gated: Gated, du: Array, da: Array) -> Gated:
@@ -138,21 +145,20 @@ def _linear(x: Array, a: Array, h0: Array | None, reverse: bool, passes: Passes)
     return passes.forward(x, a, h0, reverse)
 
 
-def _linear_fwd(
-    x: Array, a: Array, h0: Array | None, reverse: bool, passes: Passes
-) -> tuple[tuple[Array, Array], Saved]:
+def _linear_fwd(x: Any, a: Any, h0: Any, reverse: bool, passes: Passes) -> tuple[tuple[Array, Array], Saved]:
+    x, a, h0 = custom_vjp_primal_tree_values((x, a, h0))
     h, h_last = _named(passes.forward(x, a, h0, reverse))
     return (h, h_last), Saved(h, a, h0)
 
 
 def _linear_bwd(
-    reverse: bool, passes: Passes, saved: Saved, cotangents: tuple[Array, Array]
+    reverse: bool, passes: Passes, saved: Saved, cotangents: tuple[Any, Any]
 ) -> tuple[Array, Array, Array | None]:
-    dx, da, dh0 = passes.backward(saved, *cotangents, reverse)
+    dx, da, dh0 = passes.backward(saved, *_arriving(saved.h, cotangents), reverse)
     return dx, da, None if saved.h0 is None else dh0
 
 
-_linear.defvjp(_linear_fwd, _linear_bwd)
+_linear.defvjp(_linear_fwd, _linear_bwd, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -161,8 +167,9 @@ def _gated(gated: Gated, h0: Array | None, reverse: bool, passes: Passes) -> tup
 
 
 def _gated_fwd(
-    gated: Gated, h0: Array | None, reverse: bool, passes: Passes
+    gated: Any, h0: Any, reverse: bool, passes: Passes
 ) -> tuple[tuple[Array, Array], tuple[Gated, Array | None, Array]]:
+    gated, h0 = custom_vjp_primal_tree_values((gated, h0))
     h, h_last = _named(passes.gated_forward(gated, h0, reverse))
     return (h, h_last), (gated, h0, h)
 
@@ -171,14 +178,21 @@ def _gated_bwd(
     reverse: bool,
     passes: Passes,
     saved: tuple[Gated, Array | None, Array],
-    cotangents: tuple[Array, Array],
+    cotangents: tuple[Any, Any],
 ) -> tuple[Gated, Array | None]:
     gated, h0, h = saved
-    gradients, dh0 = passes.gated_backward(gated, h0, h, *cotangents, reverse)
+    gradients, dh0 = passes.gated_backward(gated, h0, h, *_arriving(h, cotangents), reverse)
     return gradients, None if h0 is None else dh0
 
 
-_gated.defvjp(_gated_fwd, _gated_bwd)
+_gated.defvjp(_gated_fwd, _gated_bwd, symbolic_zeros=True)
+
+
+def _arriving(h: Array, cotangents: tuple[Any, Any]) -> tuple[Array, Array | None]:
+    """Gradients of h and h_last, each an array or a symbolic zero, as passes take them."""
+    dh, dh_last = cotangents
+    dh = zeros_like(h, h.dtype) if isinstance(dh, SymbolicZero) else dh
+    return dh, None if isinstance(dh_last, SymbolicZero) else dh_last
 
 
 def _named(results: tuple[Array, Array]) -> tuple[Array, Array]:

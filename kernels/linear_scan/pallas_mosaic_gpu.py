@@ -20,7 +20,6 @@ from kernels.linear_scan import _mosaic_gpu_rglru, _mosaic_gpu_scan, differentia
 from kernels.linear_scan._mosaic_gpu_stream import CHANNELS, SHORT, UNROLL, Plan, make_plan
 from kernels.linear_scan.config import DECAY_SCALE, Request
 from kernels.linear_scan.differentiable import Passes, Saved
-from kernels.linear_scan.products import initial_state
 from kernels.linear_scan.rglru import Gated
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -42,37 +41,37 @@ def supports(request: Request) -> str | None:
 
 def _forward(x: Array, a: Array, h0: Array | None, reverse: bool) -> tuple[Array, Array]:
     call = _Call(_mosaic_gpu_scan.forward, x.shape, (x, a), (x,), descending=reverse)
-    h, h_last = call.run(_long(x, a), _in_strips(initial_state(x, h0, jnp.float32)))
+    h, h_last = call.run(_long(x, a), _in_strips(h0))
     return call.short(h), h_last[:, : x.shape[2]]
 
 
-def _backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Array, Array, Array]:
+def _backward(
+    saved: Saved, dh: Array, dh_last: Array | None, reverse: bool
+) -> tuple[Array, Array, Array | None]:
     h, a, h0 = saved
     call = _Call(_mosaic_gpu_scan.backward, h.shape, (a, dh, h), (dh, a), descending=not reverse)
-    states = _in_strips(initial_state(h, h0, jnp.float32)), _in_strips(dh_last)
-    dx, da, dh0 = call.run(_long(a, h, dh), *states)
-    return call.short(dx), call.short(da), dh0[:, : h.shape[2]]
+    dx, da, dh0 = call.run(_long(a, h, dh), _in_strips(h0), _in_strips(dh_last))
+    return call.short(dx), call.short(da), _of_width(dh0, h.shape[2])
 
 
 def _gated_forward(gated: Gated, h0: Array | None, reverse: bool) -> tuple[Array, Array]:
     x = gated.x
     call = _Call(_mosaic_gpu_rglru.forward, x.shape, gated[:3], (x,), descending=reverse)
-    h0 = _in_strips(initial_state(x, h0, jnp.float32))
-    h, h_last = call.run(_long(*gated[:3]), h0, _rate(gated), _flags(gated))
+    h, h_last = call.run(_long(*gated[:3]), _in_strips(h0), _rate(gated), _flags(gated))
     return call.short(h), h_last[:, : x.shape[2]]
 
 
 def _gated_backward(
-    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array, reverse: bool
-) -> tuple[Gated, Array]:
+    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array | None, reverse: bool
+) -> tuple[Gated, Array | None]:
     width, loads = h.shape[2], (*gated[:3], dh, h)
     call = _Call(_mosaic_gpu_rglru.backward, h.shape, loads, gated[:3], descending=not reverse)
-    states = _in_strips(initial_state(h, h0, jnp.float32)), _in_strips(dh_last)
+    states = _in_strips(h0), _in_strips(dh_last)
     *grads, dh0, sums = call.run(_long(*gated[:3], h, dh), *states, _rate(gated), _flags(gated))
     a_param = gated.a_param.astype(jnp.float32)
     d_a_param = -DECAY_SCALE * jax.nn.sigmoid(a_param) * sums[:, :width].sum(axis=0)
     dx, d_gate_x, d_gate_a = (call.short(grad) for grad in grads)
-    return Gated(dx, d_gate_x, d_gate_a, d_a_param.astype(gated.a_param.dtype), None), dh0[:, :width]
+    return Gated(dx, d_gate_x, d_gate_a, d_a_param.astype(gated.a_param.dtype), None), _of_width(dh0, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +140,20 @@ def _long(*arrays: Array) -> tuple[Array, ...]:
     return tuple(jnp.pad(x, missing) if missing[1][1] or missing[2][1] else x for x in arrays)
 
 
-def _in_strips(x: Array) -> Array:
-    """The last axis in whole strips, float32."""
-    return pad_axis_to(x.astype(jnp.float32), x.ndim - 1, CHANNELS)
+def _in_strips(x: Array | None) -> Array | None:
+    """States [B, D] with the last axis in whole strips, float32."""
+    return None if x is None else pad_axis_to(x.astype(jnp.float32), 1, CHANNELS)
+
+
+def _of_width(x: Array | None, width: int) -> Array | None:
+    """States [B, D] less what `_in_strips` added."""
+    return None if x is None else x[:, :width]
 
 
 def _rate(gated: Gated) -> Array:
     """[1, Dp]."""
     rate = DECAY_SCALE * jax.nn.softplus(gated.a_param.astype(jnp.float32))
-    return _in_strips(rate * _mosaic_gpu_rglru.LOG2E)[None]
+    return pad_axis_to(rate * _mosaic_gpu_rglru.LOG2E, 0, CHANNELS)[None]
 
 
 def _flags(gated: Gated) -> Array | None:

@@ -176,7 +176,7 @@ def forward(x: Array, a: Array, h0: Array | None, reverse: bool) -> tuple[Array,
     return h[:, : x.shape[1]], h_last[:, 0]
 
 
-def backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Array, Array, Array]:
+def backward(saved: Saved, dh: Array, dh_last: Array | None, reverse: bool) -> tuple[Array, Array, Array]:
     """(dx, da, dh0)."""
     blocks = Blocks.of((dh, saved.a), not reverse)
     sequence, h = blocks.sequence(), _padded_states(blocks, saved.h, saved.h0)
@@ -189,7 +189,7 @@ def backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Ar
             (sequence, h),
             (blocks.edge(), h),
             (blocks.state(), _start(dh, saved.h0)),
-            (blocks.state(), dh_last[:, None]),
+            (blocks.state(), _start(dh, dh_last)),
         ],
         [
             (sequence, blocks.shape(dh.dtype)),
@@ -217,7 +217,7 @@ def gated_forward(gated: Gated, h0: Array | None, reverse: bool) -> tuple[Array,
 
 
 def gated_backward(
-    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array, reverse: bool
+    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array | None, reverse: bool
 ) -> tuple[Gated, Array]:
     """(gradients of gated, dh0). That of a_param is summed over time in the kernel, over the batch here."""
     blocks = Blocks.of(gated[:3], not reverse)
@@ -232,7 +232,7 @@ def gated_backward(
             (sequence, padded_h),
             (blocks.edge(), padded_h),
             (blocks.state(), _start(dh, h0)),
-            (blocks.state(), dh_last[:, None]),
+            (blocks.state(), _start(dh, dh_last)),
         ],
         [
             *((sequence, blocks.shape(part.dtype)) for part in gated[:3]),

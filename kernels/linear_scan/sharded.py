@@ -204,6 +204,7 @@ def _linear_bwd(shards: _Shards, saved: Any, cotangents: tuple[Array, Array]) ->
         h, a, dh = sequences
         c = _entering_gradient(a, dh, dh_last, shards)
         dx, da, dh0 = shards.passes.backward(Saved(h, a, state), dh, c, shards.reverse)
+        assert dh0 is not None  # a state was given
         return (dx, da), None, _last(dh0, shards, not shards.reverse)
 
     (dx, da), _, dh0 = _on_shards(local, shards, (h, a, cotangents[0]), states, cotangents[1])
@@ -251,6 +252,7 @@ def _gated_bwd(shards: _Shards, saved: Any, cotangents: tuple[Array, Array]) -> 
         own = _joined(inputs, a_param)
         c = _entering_gradient(gates(own)[1], dh, dh_last, shards)
         grads, dh0 = shards.passes.gated_backward(own, state, h, dh, c, shards.reverse)
+        assert dh0 is not None  # a state was given
         total = jax.lax.psum(grads.a_param, shards.axis)
         return grads[:3], None, (total, _last(dh0, shards, not shards.reverse))
 

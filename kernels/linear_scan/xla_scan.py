@@ -37,9 +37,9 @@ def forward(x: Array, a: Array, h0: Array | None, reverse: bool) -> tuple[Array,
     return h, h_last
 
 
-def backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Array, Array, Array]:
+def backward(saved: Saved, dh: Array, dh_last: Array | None, reverse: bool) -> tuple[Array, Array, Array]:
     """(dx, da, dh0)."""
-    a, wide = saved.a, dh_last.dtype
+    a, wide = saved.a, carry_dtype(dh, saved.a)
     before = _state_before(saved.h, saved.h0, wide, reverse)
 
     def step(t: Array, c: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -47,7 +47,7 @@ def backward(saved: Saved, dh: Array, dh_last: Array, reverse: bool) -> tuple[Ar
         g = _at(dh, t).astype(wide) + c
         return product(a_t, g), (g, decay_gradient(g, a_t, before(t)))
 
-    dh0, (dx, da) = _over_time(dh, not reverse, step, dh_last, [dh.dtype, a.dtype])
+    dh0, (dx, da) = _over_time(dh, not reverse, step, initial_state(dh, dh_last, wide), [dh.dtype, a.dtype])
     return dx, da, dh0
 
 
@@ -66,10 +66,10 @@ def gated_forward(gated: Gated, h0: Array | None, reverse: bool) -> tuple[Array,
 
 
 def gated_backward(
-    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array, reverse: bool
+    gated: Gated, h0: Array | None, h: Array, dh: Array, dh_last: Array | None, reverse: bool
 ) -> tuple[Gated, Array]:
     """(gradients of gated, dh0); the sum over time of da_param is part of the carry."""
-    wide = dh_last.dtype
+    wide = wide_dtype(gated.x, gated.gate_x, gated.gate_a)
     before = _state_before(h, h0, wide, reverse)
 
     def step(t: Array, carry: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
@@ -82,7 +82,7 @@ def gated_backward(
         slices = (grads.x[:, 0], grads.gate_x[:, 0], grads.gate_a[:, 0])
         return (product(a_t, g), da_param + grads.a_param), slices
 
-    start = (dh_last, zeros_like(gated.a_param, wide, dh_last))
+    start = (initial_state(dh, dh_last, wide), zeros_like(gated.a_param, wide, dh))
     dtypes = [part.dtype for part in gated[:3]]
     (dh0, da_param), (dx, dgate_x, dgate_a) = _over_time(dh, not reverse, step, start, dtypes)
     return Gated(dx, dgate_x, dgate_a, da_param.astype(gated.a_param.dtype), None), dh0

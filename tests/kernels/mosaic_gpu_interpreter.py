@@ -9,6 +9,7 @@ interpreted on the CPU, with race detection. Beyond the interpreter of jax 0.11 
   memory count as read from issue to wait, through the async proxy: a missing `commit_smem`, or a slot handed
   back before the wait, is reported as a race.
 - Groups of `copy_smem_to_gmem` with `commit_group=False`, and its predicate.
+- Copies by TMA need places in shared memory that are aligned as the device wants them.
 - Barriers whose last phase nobody observed, as on the device, if no scope with barriers follows.
 - Reads of shared memory need no `commit_smem` before their slot is handed back to TMA, as on the device.
 - A deadlock raises `DeadlockError` at once, and endless loops end after a time limit.
@@ -53,6 +54,7 @@ _Outputs = tuple[jax.Array, Sequence[Any]]  # the token that orders callbacks, a
 
 _stock_interpret = jaxpr_interpret.JaxprInterpreter.interpret
 _stock_get = gpu_callbacks._get
+_stock_copy_gmem_to_smem = gpu_callbacks.copy_gmem_to_smem
 _stock_copy_smem_to_gmem = gpu_callbacks.copy_smem_to_gmem
 
 # What runs while a kernel does: callbacks, each in the CPU thread of one warpgroup.
@@ -93,8 +95,26 @@ def _commit_stores(*, token, thread):
     return token
 
 
+@gpu_callbacks.fail_on_exception
+def _check_alignment(*, token, copied):
+    _memory().check_alignment(copied)
+    return token
+
+
+def _copy_gmem_to_smem(*, token, dst_allocation_key_as_array, dst_transforms, **rest):
+    _check_alignment(token=token, copied=_locate(dst_allocation_key_as_array, dst_transforms))
+    return _stock_copy_gmem_to_smem(
+        token=token,
+        dst_allocation_key_as_array=dst_allocation_key_as_array,
+        dst_transforms=dst_transforms,
+        **rest,
+    )
+
+
 def _copy_smem_to_gmem(*, token, thread, predicate, commit_group, **rest):
     if predicate is None or predicate:
+        source = _locate(rest["src_allocation_key_as_array"], rest["src_transforms"])
+        _check_alignment(token=token, copied=source)
         _stock_copy_smem_to_gmem(token=token, thread=thread, predicate=None, commit_group=True, **rest)
     return _commit_stores(token=token, thread=thread) if commit_group else token
 
@@ -257,6 +277,7 @@ class Interpreter:
         """(owner, name, replacement) for all that we change in the stock interpreter."""
         yield jaxpr_interpret.JaxprInterpreter, "interpret", _interpret
         yield thread_map, "_run_jaxpr", run_program
+        yield gpu_callbacks, "copy_gmem_to_smem", _copy_gmem_to_smem
         yield gpu_callbacks, "copy_smem_to_gmem", _copy_smem_to_gmem
         yield gpu_callbacks, "_get", _get
         yield memory, "GPUSharedMemory", functools.partial(SharedMemory, failures=self.failures)

@@ -17,6 +17,8 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret import shared_memory as stock
 
 Place = tuple[Any, Any]  # an allocation's key, and what is accessed of it
+# What TMA copies to, or from, begins at a multiple of this many bytes in shared memory.
+TMA_ALIGNMENT = 128
 
 
 class DeadlockError(RuntimeError):
@@ -164,7 +166,24 @@ class SharedMemory(stock.GPUSharedMemory):
             raise IndexError(f"wgmma reads {key} out of bounds: {access}")
         return value
 
-    # Groups of TMA stores.
+    # Copies by TMA.
+
+    def check_alignment(self, place: Place) -> None:
+        """Raises ValueError if TMA cannot copy to or from this place in shared memory.
+
+        Allocations themselves are aligned, and tiled ones are sliced in whole tiles: their rows count here
+        as if they lay one after the other.
+        """
+        key, access = place
+        buffer = self.buffer_shape_and_dtype(key)
+        begins = [index if isinstance(index, int) else index.start for index in access.range]
+        strides = np.cumprod([1, *buffer.shape[:0:-1]])[::-1]
+        offset = int(np.dot(begins, strides)) * np.dtype(buffer.dtype).itemsize
+        if offset % TMA_ALIGNMENT:
+            raise ValueError(
+                f"TMA copies at {access.range} of an array {buffer.dtype}{list(buffer.shape)} in shared"
+                f" memory: byte {offset} is no multiple of {TMA_ALIGNMENT}"
+            )
 
     def add_copy_smem_to_gmem_clocks(self, thread: Any, read_clock: Any, write_clock: Any) -> None:
         with self.lock:

@@ -279,6 +279,32 @@ def test_a_predicate_skips_a_store():
     assert np.isnan(out[1]).all()
 
 
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_copies_must_begin_where_the_device_can(direction):
+    """The second row of 24 float32s is 96 bytes from the first: no place for TMA."""
+
+    def body(x, out, rows_smem, loaded, *, begin):
+        row = rows_smem.at[1, pl.ds(begin, 8)]
+        if direction == "in":
+            plgpu.copy_gmem_to_smem(x, row, loaded)
+            plgpu.barrier_wait(loaded)
+        else:
+            plgpu.copy_smem_to_gmem(row, out)
+            plgpu.wait_smem_to_gmem(0)
+
+    def call(begin):
+        return plgpu.kernel(
+            functools.partial(body, begin=begin),
+            out_type=jax.ShapeDtypeStruct((8,), F32),
+            scratch_types=[plgpu.SMEM((2, 24), F32), plgpu.Barrier()],
+        )(normal(0, 8))
+
+    with extended_interpreter():
+        call(begin=8)
+    with pytest.raises(ValueError, match="byte 96 is no multiple of 128"), extended_interpreter():
+        call(begin=0)
+
+
 @pytest.mark.parametrize(
     ("call", "shapes"),
     [

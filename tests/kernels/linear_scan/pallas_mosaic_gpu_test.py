@@ -15,7 +15,15 @@ from jax import export
 
 from kernels.common.dispatch import ImplementationError, compiling_for
 from kernels.linear_scan import explain, linear_scan, rglru_scan
-from kernels.linear_scan._mosaic_gpu_stream import CHANNELS, OUTPUT_BUFFERS, SHARED_BYTES, make_plan
+from kernels.linear_scan._mosaic_gpu_rglru import one_minus_square
+from kernels.linear_scan._mosaic_gpu_stream import (
+    CHANNELS,
+    OUTPUT_BUFFERS,
+    SHARED_BYTES,
+    SHORT,
+    UNROLL,
+    make_plan,
+)
 from kernels.linear_scan.workloads import Workload
 from tests.contracts.kernel_contract import TOLERANCE, assert_close, compiled, expected, inputs
 from tests.kernels.mosaic_gpu_interpreter import extended_interpreter
@@ -60,6 +68,17 @@ def test_a_mapped_axis_joins_the_batch() -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_one_minus_square_keeps_its_digits_near_one() -> None:
+    """Relative to float64, with what the GPU's exp2 may add: two units in the last place of a."""
+    log2_a = -np.logspace(-12, 2, 20001, dtype=np.float32)
+    exact = np.exp2(log2_a.astype(np.float64))
+    wanted = -np.expm1(2 * np.log(2) * log2_a.astype(np.float64))
+    for error in (-(2.0**-22), 2.0**-22):
+        a = (exact * (1 + error)).astype(np.float32)
+        found = np.asarray(one_minus_square(jnp.asarray(log2_a), jnp.asarray(a)), np.float64)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def both_passes(x: jax.Array, gate_x: jax.Array, gate_a: jax.Array, a_param: jax.Array, reset: Any) -> Any:
     def loss(x: jax.Array, gate_x: jax.Array, gate_a: jax.Array, a_param: jax.Array) -> jax.Array:
         gated, _ = rglru_scan(x, gate_x, gate_a, a_param, reset=reset)
@@ -89,17 +108,31 @@ def test_both_passes_lower_by_automatic_choice(size: tuple[int, int, int], dtype
     assert program.count("custom_call @mosaic_gpu") == 4
 
 
+def test_states_that_are_zero_are_not_written_for_the_kernels_to_read() -> None:
+    """Neither h0 nor the gradient of an h_last that nothing depends on, if they are not given."""
+    x, a_param = jax.ShapeDtypeStruct((16, 32, 384), "bfloat16"), jax.ShapeDtypeStruct((384,), jnp.float32)
+    with HOPPER():
+        lowered = jax.jit(functools.partial(both_passes, reset=None)).trace(x, x, x, a_param)
+        program = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    calls = [line for line in program.splitlines() if "custom_call @mosaic_gpu" in line]
+    operands = [line[line.rindex(" : (") : line.rindex(" -> ")] for line in calls]
+    assert sorted(types.count("<16x32x384xbf16>") for types in operands) == [2, 3, 3, 5]
+    assert [types.count("<16x384xf32>") for types in operands] == [0] * 4
+
+
 @pytest.mark.parametrize("read", [4, 8, 12, 20])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 4096, 2048), (1568, 32, 1536), (3, 1000, 300)])
-def test_plans_fit_shared_memory_and_give_every_strip_away(shape: tuple[int, int, int], read: int) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (8, 2048), (1568, 1536), (3, 300)])
+def test_plans_fit_shared_memory_and_give_every_strip_away(size: tuple[int, int], read: int) -> None:
     written = read // 2
-    plan = make_plan(shape, read, written, 132, descending=False)
-    assert plan.steps % 8 == 0
-    assert plan.steps * plan.chunks >= shape[1]
-    assert plan.stages >= 2
-    used = CHANNELS * (plan.stages * (plan.steps + 1) * read + OUTPUT_BUFFERS * plan.steps * written)
-    assert used * max(1, plan.ctas // 132) <= SHARED_BYTES
-    assert plan.ctas <= plan.strips
+    for length in (*range(1, 100), 511, 600, 1000, 4096):
+        plan = make_plan((size[0], length, size[1]), read, written, 132, descending=False)
+        assert plan.steps % UNROLL == 0
+        assert plan.steps <= (length if length >= SHORT else length + -length % UNROLL)
+        assert plan.steps * plan.chunks >= length
+        assert plan.stages >= 2
+        used = CHANNELS * (plan.stages * (plan.steps + 1) * read + OUTPUT_BUFFERS * plan.steps * written)
+        assert used * max(1, plan.ctas // 132) <= SHARED_BYTES
+        assert plan.ctas <= plan.strips
 
 
 @pytest.mark.parametrize(

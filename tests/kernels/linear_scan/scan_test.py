@@ -228,6 +228,24 @@ def test_nothing_is_saved_but_inputs_and_states(name: str) -> None:
     assert sorted(leaf.shape for leaf in leaves if leaf.ndim == 3) == [shape] * 4
 
 
+@pytest.mark.parametrize("used", [0, 1])
+@pytest.mark.parametrize("name", FAST)
+def test_gradients_where_only_one_result_is_used(name: str, used: int) -> None:
+    """h alone, or h_last alone: the gradient of the other never exists as an array."""
+    x, a, gate_x, gate_a = (draw((2, 5, 3), "float32", seed) for seed in range(4))
+    a_param, h0 = draw((3,), "float32", 4), draw((2, 3), "float32", 5)
+
+    def gradients(name: str) -> Any:
+        def loss(x: Any, a: Any, gate_x: Any, gate_a: Any, a_param: Any, h0: Any) -> jax.Array:
+            plain = linear_scan(x, a, h0, implementation=name)[used]
+            gated = rglru_scan(x, gate_x, gate_a, a_param, implementation=name)[used]
+            return (plain * gated).sum()
+
+        return jax.jit(jax.grad(jax.checkpoint(loss), range(6)))(x, a, gate_x, gate_a, a_param, h0)
+
+    assert_close(gradients(name), gradients("reference"), TOLERANCE["float32"])
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_a_remat_policy_can_keep_the_states(name: str) -> None:
     x, gate_x, gate_a, a_param, h0 = gated_arrays()
