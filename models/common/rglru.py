@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from kernels.common.dispatch import target
 from kernels.linear_scan import input_scale, linear_scan, log_decay, rglru_scan
+from models.common.block_diagonal import block_diagonal
 from models.common.layers import at_least_float32, linear, recomputed, rms_norm
 from models.common.shapes import Params
 from models.common.sharding import gathered, per_shard
@@ -74,21 +74,6 @@ def frame_positions(like: Array, length: Int[Array, " B"] | None, reset: Array |
         return past[:, None] + index
     latest = jax.lax.cummax(jnp.where(reset, index, -1), axis=1)
     return jnp.where(latest < 0, past[:, None] + index, index - latest)
-
-
-def block_diagonal(x: Float[Array, "*B E"], params: Params, dtype: DTypeLike) -> Float[Array, "*B F"]:
-    """Affine map of each of G contiguous groups of channels by a matrix of its own: [G, E/G, F/G].
-
-    The product runs in `dtype` and leaves in float32, where the bias is added: gates saturate, and what is
-    left of 1 - gate must survive.
-    """
-    kernel, bias = gathered(params["kernel"].astype(dtype)), gathered(params["bias"])
-    groups = x.astype(dtype).reshape(*x.shape[:-1], kernel.shape[0], -1)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    if target().platform == "cpu":  # XLA there has no product of bfloat16 into float32; this is the same one
-        groups, kernel = groups.astype(wide), kernel.astype(wide)
-    out = jnp.einsum("...gi,gio->...go", groups, kernel, preferred_element_type=wide)
-    return (out + bias).reshape(*x.shape[:-1], -1)
 
 
 def rg_lru(
@@ -246,7 +231,8 @@ def recurrent_block(
         branch, params["rglru"], positions, None if state is None else state.lru, dtype, implementation
     )
     gate = linear(x, params["linear_y"], dtype)
-    gated = recomputed(lambda h, gate: h * gelu(gate))(h, gate)
+    # Without its barrier XLA keeps the GELU's tanh for the backward pass, in float32.
+    gated = jax.checkpoint(lambda h, gate: h * gelu(gate))(h, gate)
     if state is not None:
         conv = conv.astype(state.conv.dtype)
     return linear(gated, params["linear_out"], dtype), RecurrentState(last, conv)

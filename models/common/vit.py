@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from kernels.common.dispatch import target
+from models.common.attention import AttentionImplementation, attend
 from models.common.layers import at_least_float32, linear, recomputed
 from models.common.params import unflatten_names
 from models.common.shapes import Params
@@ -22,7 +24,6 @@ from models.common.sharding import AxisNames, constrain, gathered, per_shard
 
 Key = PRNGKeyArray | UInt32[Array, "2"]
 Grid = tuple[int, int]
-AttentionImplementation = Literal["xla", "cudnn"]
 
 NORM_EPS = 1e-6
 
@@ -206,6 +207,28 @@ def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return jax.nn.gelu(at_least_float32(x), approximate=True).astype(x.dtype)
 
 
+@jax.custom_vjp
+def _narrow_gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _narrow_gelu_backward(x: Array, cotangent: Array) -> tuple[Array]:
+    return jax.vjp(gelu, x)[1](cotangent)
+
+
+_narrow_gelu.defvjp(lambda x: (_narrow_gelu(x), x), _narrow_gelu_backward)
+
+
+def linear_gelu(x: Float[Array, "*B D"], params: Params, dtype: DTypeLike) -> Float[Array, "*B F"]:
+    """gelu(x @ kernel + bias) in `dtype`; the backward pass starts from what enters the GELU."""
+    hidden = linear(x, params, dtype)
+    if target().platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
+        # Written in the product's dtype, XLA hands it to cuBLAS, which computes it in float32 from the
+        # accumulators: nothing is rounded in between, and nothing but the result is written.
+        return _narrow_gelu(hidden)
+    return recomputed(gelu)(hidden)
+
+
 def dropout(x: Float[Array, "*B"], rate: float, key: Key | None) -> Float[Array, "*B"]:
     """Zeroes entries with probability `rate`, scales the others by 1 / (1 - rate); identity without a key."""
     if key is None or rate == 0:
@@ -225,7 +248,8 @@ def attention(
 
     Args:
       params: "q_proj", "k_proj", "v_proj", "out_proj".
-      implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype.
+      implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype, and writes no
+        scores.
     """
 
     def heads(name: str) -> Array:
@@ -233,7 +257,7 @@ def attention(
 
     def local(q: Array, k: Array, v: Array) -> Array:
         flat = (y.reshape(-1, *y.shape[-3:]) for y in (q, k, v))
-        return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(q.shape)
+        return attend(*flat, implementation).reshape(q.shape)
 
     attended = per_shard(local)(heads("q_proj"), heads("k_proj"), heads("v_proj"))
     return linear(attended.reshape(x.shape), params["out_proj"], dtype)
@@ -243,7 +267,7 @@ def mlp(
     x: Float[Array, "*B D"], params: Params, dtype: DTypeLike, rate: float = 0.0, key: Key | None = None
 ) -> Float[Array, "*B D"]:
     """down(dropout(gelu(up(x))))."""
-    hidden = recomputed(gelu)(linear(x, params["up"], dtype))
+    hidden = linear_gelu(x, params["up"], dtype)
     return linear(dropout(hidden, rate, key), params["down"], dtype)
 
 

@@ -17,6 +17,7 @@ from models.trecvit.mae import (
 )
 from models.trecvit.model import TRecViT, apply
 from models.trecvit.parameters import (
+    cast_params,
     count_params,
     decay_mask,
     flops_per_clip,
@@ -40,6 +41,7 @@ __all__ = [
     "TRecViTState",
     "apply",
     "apply_mae",
+    "cast_params",
     "convert",
     "count_params",
     "decay_mask",

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, Literal, Self, get_args
 
-from models.common.vit import AttentionImplementation, Grid, grid_of
+from models.common.attention import AttentionImplementation
+from models.common.vit import Grid, grid_of
 
 Pool = Literal["tok", "gap"]
 Positions = Literal["learn", "sincos2d"]

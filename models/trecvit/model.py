@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
@@ -82,6 +83,9 @@ def block(
       (tokens in x's dtype, the layer's memory after the call).
     """
     dtype = runtime.compute_dtype
+    # Or XLA for GPU may lay the residual stream out as the gradient of the positions likes it, sums over the
+    # batch, and spend a pass on every sum over channels.
+    x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
     x, state = residual_block(x, params, positions, state, dtype, runtime.scan_implementation)
     x = vit_block(x, params, config.num_heads, dtype, runtime.attention_implementation, config.dropout, rng)
     return x, state

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.common.block_diagonal import block_diagonal
 from models.common.params import flatten_names, unflatten_names
 from models.common.rglru import (
     RadiusInit,
-    block_diagonal,
     frame_positions,
     init_recurrent_state,
     recurrent_block,

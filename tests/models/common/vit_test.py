@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.common.dispatch import compiling_for
 from models.common.vit import (
     as_float,
+    attention,
     dropout,
     grid_of,
     layer_norm,
     lecun_normal,
+    linear_gelu,
     patchify,
     resize_positions,
     sincos_positions,
@@ -99,3 +102,45 @@ def test_initialisers():
 def test_bytes_become_fractions():
     np.testing.assert_array_equal(as_float(np.array([0, 255], np.uint8)), [0.0, 1.0])
     assert as_float(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_gelu_left_to_cublas_is_the_same_up_to_bfloat16():
+    """Forward in the product's dtype, as cuBLAS wants it written; backward as everywhere, in float32."""
+    params = {"kernel": normal(16, 32), "bias": normal(32, seed=1)}
+    x = normal(8, 16, seed=2).astype(jnp.bfloat16)
+
+    def run(x, params):
+        out = linear_gelu(x, params, "bfloat16")
+        return jnp.sum(out * normal(8, 32, seed=3)), out.astype(jnp.float32)
+
+    grad = jax.grad(run, (0, 1), has_aux=True)
+    wanted, expected = grad(x, params)
+    with compiling_for("gpu", "9.0"):
+        grads, found = grad(x, params)
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_cudnn_is_given_even_lengths_to_differentiate(monkeypatch, tokens):
+    """Odd ones get a token that nothing attends to: same values, same gradients."""
+    params = {f"{name}_proj": {"kernel": normal(8, 8, seed=i)} for i, name in enumerate("qkv")}
+    params["out_proj"] = {"kernel": normal(8, 8, seed=4)}
+    x, plain, lengths = normal(3, tokens, 8, seed=5), jax.nn.dot_product_attention, []
+
+    def cudnn(q, k, v, implementation, key_value_seq_lengths=None):
+        lengths.append(q.shape[1])
+        return plain(q, k, v, key_value_seq_lengths=key_value_seq_lengths, implementation="xla")
+
+    def run(x, implementation):
+        return jnp.sum(attention(x, params, 2, "float32", implementation) * normal(3, tokens, 8, seed=6))
+
+    expected = jax.value_and_grad(run)(x, "xla")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    found = jax.value_and_grad(run)(x, "cudnn")
+    assert lengths == [6]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(run(x, "cudnn"), expected[0], atol=1e-4, rtol=1e-5)
+    assert lengths[1:] == [tokens]

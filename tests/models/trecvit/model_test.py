@@ -12,7 +12,7 @@ from flax import nnx
 from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.params import flatten_names
 from models.common.stack import rematerialized
-from models.trecvit import TRecViT, TRecViTConfig, TRecViTRuntime, apply, init_state
+from models.trecvit import TRecViT, TRecViTConfig, TRecViTRuntime, apply, cast_params, init_state
 from models.trecvit.model import block
 from tests.models.trecvit.small_trecvit import QUICK_COMPILE, random_params, run, small, video
 
@@ -58,6 +58,24 @@ def test_mixed_precision():
         runtime = dataclasses.replace(half, residual_dtype=residual)
         encoded = jax.eval_shape(lambda x, r=runtime: apply(CONFIG, r, params, x, output="encoded")[0], x)
         assert encoded.dtype == residual
+
+
+@pytest.mark.parametrize(
+    "head", ["classes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("readout", "dense"))]
+)
+def test_parameters_cast_once_give_the_same_bits(head):
+    config = small(head=head, use_mlp=True)
+    params, x = random_params(config), video(1, 3)
+    half = TRecViTRuntime(compute_dtype="bfloat16")
+    once = cast_params(params, "bfloat16")
+    names = flatten_names(once)
+    layer = "layers/0/recurrent"
+    assert (
+        names[f"{layer}/linear_x/bias"].dtype == names[f"{layer}/rglru/a_gate/kernel"].dtype == jnp.bfloat16
+    )
+    for name in ("conv/kernel", "conv/bias", "rglru/a_gate/bias", "rglru/a_param"):
+        assert names[f"{layer}/{name}"].dtype == jnp.float32
+    np.testing.assert_array_equal(run(config, half, once, x)[0], run(config, half, params, x)[0])
 
 
 def test_bytes_are_pixels():
