@@ -11,6 +11,7 @@ A sweep file defines `get_sweep(arg)`, which returns a list of runs, each a dict
     set      {config key: value}
     choose   {config key: names of earlier runs}: the value of the one among them that did best
     by       the metric, lowest is best, that `choose` goes by: its last value in metrics.jsonl
+    shows    the metric in the table's column "held out"; by default validation/loss
 
 A run is finished when its metrics.jsonl says so; its checkpoints are not needed for that. One that diverged
 is not tried again, and is never best. After --minutes, on SIGTERM or on SIGINT, the run under way saves its
@@ -40,7 +41,7 @@ from tasks.common.errors import ConfigError, Diverged, RunError, Stopped, run_ma
 from tasks.common.resolved import flatten, load_resolved, require_same
 from tasks.common.writer import read_records
 
-_KEYS = {"name", "task", "config", "set", "choose", "by"}
+_KEYS = {"name", "task", "config", "set", "choose", "by", "shows"}
 
 Run = Mapping[str, Any]
 
@@ -77,7 +78,9 @@ def read_sweep(file_and_args: str) -> list[Run]:
     names: list[str] = []
     for run in runs:
         if not isinstance(run, Mapping) or not {"name", "task", "config"} <= run.keys() <= _KEYS:
-            raise ConfigError(f"{file_and_args}: {run!r}: a run has name, task, config; set, choose, by")
+            raise ConfigError(
+                f"{file_and_args}: {run!r}: a run has name, task, config; set, choose, by, shows"
+            )
         missing = [n for given in run.get("choose", {}).values() for n in given if n not in names]
         if missing or run["name"] in names:
             raise ConfigError(
@@ -240,7 +243,8 @@ class Sweep:
             is_text = heading in ("run", "state", "chosen")
             table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
         for name, run in self.runs.items():
-            losses = [self.result(name, metric) for metric in ("loss", "validation/loss")]
+            metrics = ("loss", run.get("shows", "validation/loss"))
+            losses = [self.result(name, metric) for metric in metrics]
             chosen = ""
             if run.get("choose") and read_records(self.workdir(name)):
                 config = flatten(load_resolved(self.workdir(name))["config"])

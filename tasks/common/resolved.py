@@ -132,6 +132,35 @@ def load_resolved(workdir: Path | str) -> dict[str, Any]:
     return record
 
 
+def provenance(record: Mapping[str, Any], *, command: str = "", commit: str = "") -> dict[str, str]:
+    """What a result row says of the run it comes from: command, device, jax, commit, date.
+
+    Args:
+      record: what `load_resolved` gives.
+      command: instead of the recorded one.
+      commit: of a run whose sources were no git repository; a "+" says that they had changes.
+    """
+    git = record["git"] or {"revision": commit or "unknown", "changed": False}
+    return {
+        "command": command or _as_typed(record["command"]),
+        "device": f"{record['device']['count']} x {record['device']['kind']}",
+        "jax": record["versions"].get("jax", "unknown"),
+        "commit": git["revision"][:12] + ("+" if git["changed"] else ""),
+        "date": record["started"][:10],
+    }
+
+
+def _as_typed(words: Sequence[str]) -> str:
+    """A recorded command line as one types it: a program's file becomes `python -m`."""
+    program = Path(words[0])
+    if program.suffix == ".py":
+        parts = program.with_suffix("").parts
+        starts = [i for i, part in enumerate(parts) if part in ("tasks", "launch")]
+        parts = parts[starts[-1] :] if starts else parts[-1:]
+        return " ".join(["python -m", ".".join(parts), *words[1:]])
+    return " ".join(words)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as {"section.key": value}."""
     flat: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from models.common.layers import embed, rms_norm
 from models.fox.model import block
 from models.fox.span import Span, make_span
 from models.fox.statistics import layer_statistics
+from tasks.common.bench import program_memory, trace_calls
 from tasks.common.config import load_config, override_all, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.flops import utilisation
@@ -34,7 +35,6 @@ from tasks.common.mesh import put_batch
 from tasks.common.optim import learning_rate, make_optimizer
 from tasks.common.state import TrainState, split_trainable
 from tasks.common.step import abstract_state, fresh_state, make_train_step
-from tasks.common.trace import describe, read_trace
 from tasks.lm.config import SCHEMA, LMConfig, freeze_all
 from tasks.lm.train import make_job
 
@@ -181,7 +181,7 @@ def _measure(
         if not np.isfinite([first, float(metrics["loss"]), float(metrics["grad_norm"])]).all():
             raise FloatingPointError(f"{case.label(acp)}: loss or gradient is not finite")
         if trace is not None:
-            _trace(trace, case.label(acp), lambda: _lap(compiled, state, batch, rates, TRACED))
+            trace_calls(trace, case.label(acp), lambda: _lap(compiled, state, batch, rates, TRACED), TRACED)
     seconds = statistics.median(laps)
     rate = job.units_per_step / seconds
     mfu = utilisation(rate, job.flops_per_unit, job.mesh.size)
@@ -196,7 +196,7 @@ def _measure(
         "ms a step": round(seconds * 1e3, 1),
         "MFU": NOTHING if mfu is None else round(mfu, 3),
         "visited": round(visited, 3),
-        "memory GiB": round(_memory(compiled) / 2**30, 1),
+        "memory GiB": round(program_memory(compiled) / 2**30, 1),
         "compile s": round(compile_s, 1),
         "loss": round(first, 3),
         "official": NOTHING if goal is None else goal.official,
@@ -248,25 +248,6 @@ def _lap(
         state, metrics = step(state, batch, rate)
     jax.block_until_ready((state, metrics))
     return state, metrics, (time.perf_counter() - begin) / count
-
-
-def _trace(folder: Path, name: str, run: Any) -> None:
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    with jax.profiler.trace(str(folder), profiler_options=options):
-        run()
-    print(f"{name}: {TRACED} steps in {folder}\n{describe(read_trace(folder), TRACED)}", flush=True)
-
-
-def _memory(compiled: Any) -> float:
-    """Bytes that a compiled program needs at a time; donated buffers count once."""
-    sizes = compiled.memory_analysis()
-    return float(
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
 
 
 def _implementation(cfg: LMConfig) -> tuple[str, Any]:

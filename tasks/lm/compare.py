@@ -24,7 +24,7 @@ from rich.table import Table
 from models import fox
 from tasks.common.config import load_resolved, make_parser
 from tasks.common.errors import ConfigError, run_main, writing
-from tasks.common.resolved import FREE_KEYS, atomic_write, diff_configs
+from tasks.common.resolved import FREE_KEYS, atomic_write, diff_configs, provenance
 from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
 from tasks.lm.perlength import from_csv, perplexity_by_length, report_lengths
@@ -197,8 +197,6 @@ def _row(run: Recorded, name: str, lengths: Sequence[int], command: str, commit:
     if run.positions is not None:
         perplexity = perplexity_by_length(run.positions[0], _lengths(run))
     speeds = [r["tokens_per_second"] for r in run.metrics if r["kind"] == "speed"]
-    facts = run.circumstances
-    git = facts["git"] or {"revision": commit or "unknown", "changed": False}
     return {
         "model": name,
         "seed": run.run.seed,
@@ -210,11 +208,7 @@ def _row(run: Recorded, name: str, lengths: Sequence[int], command: str, commit:
         **{f"ppl at {length}": _rounded(perplexity.get(length)) for length in lengths},
         "pruned": _rounded(run.last("pruning/pruned")) if run.run.model.is_gated else "-",
         "tokens/s": round(statistics.median(speeds)) if speeds else None,
-        "command": command or _command(facts["command"]),
-        "device": f"{facts['device']['count']} x {facts['device']['kind']}",
-        "jax": facts["versions"].get("jax", "unknown"),
-        "commit": git["revision"][:12] + ("+" if git["changed"] else ""),
-        "date": facts["started"][:10],
+        **provenance(run.circumstances, command=command, commit=commit),
     }
 
 
@@ -226,17 +220,6 @@ def _last_losses(run: Recorded) -> float | None:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
-
-
-def _command(words: Sequence[str]) -> str:
-    """A recorded command line as one types it: a program's file becomes `python -m`."""
-    program = Path(words[0])
-    if program.suffix == ".py":
-        parts = program.with_suffix("").parts
-        starts = [i for i, part in enumerate(parts) if part in ("tasks", "launch")]
-        parts = parts[starts[-1] :] if starts else parts[-1:]
-        return " ".join(["python -m", ".".join(parts), *words[1:]])
-    return " ".join(words)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tasks.common.figures import smooth
+
 SMOOTHING_WINDOW = 101
 
 

@@ -50,9 +50,9 @@ def _number(value: float, _: Any = None) -> str:
     for scale, suffix in ((2**20, "M"), (2**10, "k")):
         if value >= scale and value % scale == 0:
             return f"{value / scale:g}{suffix}"
-    for scale, suffix in ((1e6, "M"), (1e3, "k")):
-        if value >= 10 * scale:
-            return f"{value / scale:g}{suffix}"
+    for size, suffix in ((1e6, "M"), (1e3, "k")):
+        if value >= 10 * size:
+            return f"{value / size:g}{suffix}"
     return f"{value:g}"
 
 

@@ -5,8 +5,7 @@ A clip is judged once, on the mean over its views (4 x 3 in the paper), however 
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +18,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from tasks.common.figures import replacing, save
+
 Average = Literal["probabilities", "logits"]
 
-_DPI = 130
 _MOST_NUMBERS = 20  # classes up to which cells carry their counts
 _MOST_NAMES = 60  # classes up to which every row and column is named
 _NAME_LENGTH = 28
@@ -203,7 +203,7 @@ def write_per_class(path: Path, rows: Sequence[ClassRow], names: Sequence[str]) 
       ValueError: not one name per row.
     """
     _check_names(names, len(rows))
-    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["class", "name", "clips", "top1", "top5", "confused_with", "confused"])
         for row in rows:
@@ -252,8 +252,7 @@ def plot_confusion(path: Path, matrix: Int[np.ndarray, "C C"], names: Sequence[s
     side_axes.axis("off")
     if classes > 2:
         side_axes.text(0, 1, _worst_pairs(matrix, names), va="top", fontsize=7, transform=side_axes.transAxes)
-    with _replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI)
+    save(figure, path)
 
 
 def _label_classes(axes: Axes, names: Sequence[str]) -> None:
@@ -290,15 +289,3 @@ def _worst_pairs(matrix: np.ndarray, names: Sequence[str]) -> str:
 def _check_names(names: Sequence[str], classes: int) -> None:
     if len(names) != classes:
         raise ValueError(f"{len(names)} names for {classes} classes: give one per class")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

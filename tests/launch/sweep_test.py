@@ -1,5 +1,6 @@
 """A sweep goes on where it was, chooses by what its runs recorded, and stops in time, everything saved."""
 
+import importlib
 import json
 import os
 import shutil
@@ -236,9 +237,10 @@ def test_every_sweep_in_configs_is_made_of_runs_that_freeze(path: Path) -> None:
     runs = sweep.read_sweep(f"configs/{path.name}")
     assert runs
     for run in runs:
+        task = importlib.import_module(f"tasks.{run['task']}.config")
         argv = [f"--config={run['config']}", *(f"--config.{k}={v}" for k, v in run.get("set", {}).items())]
-        config = parse_command_line(make_parser(""), argv, schema=SCHEMA).config
-        freeze_all(config)
+        config = parse_command_line(make_parser(""), argv, schema=task.SCHEMA).config
+        task.freeze_all(config)
         assert load_config(run["config"]) is not None
         for key in run.get("choose", {}):
             section, name = key.split(".")

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tasks.common.data import Batches
 from tasks.video.data import generated, layouts, lists
 from tasks.video.data.config import VideoDataConfig
@@ -46,15 +48,23 @@ class VideoData:
     def train(self) -> TrainClips:
         """Training examples by index: see `TrainClips`."""
         c = self.config
-        sampling = c.clip_sampling()
-        return TrainClips(self.train_videos, sampling, c.height, c.width, c.fit, self.seed, self.report)
+        return TrainClips(
+            self.train_videos, c.clip_sampling(), c.height, c.width, c.fit, self.seed, self.report,
+            shuffled=c.order == "shuffled",
+        )  # fmt: skip
 
     def batches(self, batch_size: int) -> Batches:
         """Global training batches: frames uint8 [B, T, H, W, 3], label int32 [B], clip int32 [B]."""
         return train_batches(self.train, batch_size, repeats=self.config.repeats)
 
     def views(
-        self, batch_size: int = 1, *, clips: int = 0, crops: int = 0, videos: Videos | None = None
+        self,
+        batch_size: int = 1,
+        *,
+        clips: int = 0,
+        crops: int = 0,
+        videos: Videos | None = None,
+        most: int = 0,
     ) -> TestViews:
         """Test views by index, filled up to whole batches: see `TestViews`.
 
@@ -62,6 +72,7 @@ class VideoData:
             batch_size: rows of a batch.
             clips, crops: views of a video (default: the configuration's).
             videos: of these (default: eval_videos).
+            most: so many of them, drawn once (lists may be sorted by class); 0: all.
 
         Raises:
             VideoDataError: nothing is held out.
@@ -71,9 +82,13 @@ class VideoData:
             raise VideoDataError(
                 "no videos are held out: give a validation list or split, or data.validation_fraction > 0"
             )
+        if 0 < most < len(videos):
+            drawn = np.random.default_rng(0).permutation(len(videos))[:most]
+            videos = VideoSubset(videos, np.sort(drawn))
         return TestViews(
             videos, c.clip_sampling(), c.height, c.width, c.fit, self.report,
             clips=clips or c.eval_clips, crops=crops or c.eval_crops, multiple=batch_size,
+            shuffled=c.order == "shuffled",
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ _CHOICES = {
     "source": ("generated", "folder", "ssv2", "kinetics", "records", "tfds"),
     "eval_split": ("validation", "test"),
     "missing": ("skip", "fail"),
+    "order": ("time", "shuffled"),
     "fit": ("crop", "stretch"),
 }
 
@@ -38,6 +39,7 @@ class VideoDataConfig:
     height, width, fit: of the frames that leave the loader, in pixels, see `Window`.
     eval_clips, eval_crops: test views of a video.
     repeats: times a video is shown in a row, drawn anew each time.
+    order:   of a clip's frames: time, or shuffled (in training and at test): a control for what needs time.
     max_pixels, max_frames, max_seconds: limits on one file, see `Limits`.
     generated_pairs, generated_train, generated_validation, generated_size, generated_frames, generated_seed:
              see `MotionConfig`.
@@ -64,6 +66,7 @@ class VideoDataConfig:
     eval_clips: int = 1
     eval_crops: int = 1
     repeats: int = 1
+    order: Literal["time", "shuffled"] = "time"
     max_pixels: int = Limits.pixels
     max_frames: int = Limits.frames
     max_seconds: float = Limits.seconds

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from tasks.common.optional import need
 from tasks.video.data.errors import VideoError, VideoTimeout
+from tasks.video.data.packets import VideoInfo, read_packets
 
 VIDEO_ENDINGS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -50,32 +51,6 @@ class Limits:
                 raise ValueError(f"limit on {name} = {getattr(self, name)}: must be above 0")
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known of a file without decoding more than one frame.
-
-    frames: at the constant rate `fps`; `pictures` are those in the file.
-    height, width: after rotation, in pixels.
-    rotation: degrees counter-clockwise the stored pictures are turned by.
-    constant_rate: whether frame i simply is picture i.
-    codec: name of the decoder.
-    """
-
-    frames: int
-    pictures: int
-    fps: float
-    height: int
-    width: int
-    rotation: int
-    constant_rate: bool
-    codec: str
-
-    @property
-    def seconds(self) -> float:
-        """Length."""
-        return self.frames / self.fps
-
-
 class VideoFile:
     """One open video file. Close it, or use it as a context manager.
 
@@ -83,9 +58,11 @@ class VideoFile:
         source: a path, or the content of a file.
         name: for messages (default: the path).
         limits: beyond which the file is refused.
+        partial: read what is there of a file that ends before its header says, instead of refusing it.
 
     Attributes:
         info: see `VideoInfo`.
+        cut_short: with `partial`, what is missing in the file, in words; "" if nothing is known to be.
 
     Raises:
         VideoError: not a video, empty, truncated, only sound, too large.
@@ -93,10 +70,18 @@ class VideoFile:
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, source: Path | str | bytes, name: str = "", limits: Limits | None = None):
+    def __init__(
+        self,
+        source: Path | str | bytes,
+        name: str = "",
+        limits: Limits | None = None,
+        *,
+        partial: bool = False,
+    ):
         self._av = need("av", "decoding video")
         self.name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
         self._source, self._limits = source, limits or Limits()
+        self._partial, self.cut_short = partial, ""
         self._deadline = time.monotonic() + self._limits.seconds
         self._container: Any = None
         self._kept: Any = None  # the first picture, which probing has to decode
@@ -150,6 +135,46 @@ class VideoFile:
         except (self._av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise self._named(error) from error
         return [arrays[int(picture)] for picture in pictures]
+
+    def stream(self, step: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """All frames in order, one at a time: those that `read` gives, in constant memory.
+
+        The file is decoded once from its start, without seeking. The limits on time and on decoded frames
+        count from one frame to the next. Do not `read` between two frames.
+
+        Args:
+            step: every so many frames only: 0, step, 2 step, ...
+
+        Yields:
+            RGB, rotated. Where a picture stays on the screen it is the same array again.
+
+        Raises:
+            VideoError: a frame cannot be decoded; those before it were given.
+            VideoTimeout: the next frame took too long.
+            ValueError: step below 1.
+        """
+        if step < 1:
+            raise ValueError(f"step = {step}: must be at least 1")
+        return self._stream_from_start(step)
+
+    def _stream_from_start(self, step: int) -> Iterator[np.ndarray]:
+        shown, picture_array = -1, np.zeros((0, 0, 3), np.uint8)
+        for index in range(0, self.info.frames, step):
+            picture = int(self._pictures(np.asarray([index], np.int64))[0])
+            if picture != shown:
+                picture_array, shown = self._following(picture, first=index == 0), picture
+            yield picture_array
+
+    def _following(self, picture: int, first: bool) -> np.ndarray:
+        """The RGB array of a later picture than those decoded so far; of the `first`, after rewinding."""
+        self._deadline = time.monotonic() + self._limits.seconds
+        try:
+            if first:
+                self._seek(0)
+            frame, _ = self._forward_to(picture, self._limits.decoded, again=False)
+            return self._array(frame, picture)
+        except (self._av.FFmpegError, OSError, UnicodeDecodeError) as error:
+            raise self._named(error) from error
 
     def _named(self, error: Exception) -> VideoError | VideoTimeout:
         """An error of PyAV or of the system as ours."""
@@ -205,43 +230,25 @@ class VideoFile:
 
     def _scan(self) -> None:
         """Times of all pictures and key frames, from the packets."""
-        times: list[int] = []
-        keys: list[bool] = []
-        moved = False
-        for packet in self._container.demux(self._stream):
-            if packet.size == 0 or packet.is_discard:  # discarded: cut off by an edit list
-                continue
-            self._check_time()
-            moved = moved or (packet.pts is not None and packet.pts != packet.dts)
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            # Without time stamps (raw streams, some AVI): pictures are counted as they come.
-            times.append(len(times) if stamp is None else int(stamp))
-            keys.append(bool(packet.is_keyframe) and stamp is not None)
-            if len(times) > self._limits.frames:
-                raise VideoError(self.name, f"more than {self._limits.frames} frames")
-        if not times:
-            raise VideoError(self.name, "no frames in it")
-        order = np.argsort(times, kind="stable")
-        self._times: Int[np.ndarray, " n"] = np.asarray(times, np.int64)[order]
-        self._check_whole()
-        self._keys: Bool[np.ndarray, " n"] = np.asarray(keys, bool)[order]
-        # Equal or missing stamps cannot be searched for.
-        self._seekable = bool(np.all(np.diff(self._times) > 0)) and bool(self._keys.any())
-        # Pictures that are stored out of order, with stamps that do not say so, come under wrong stamps.
-        self._doubtful = bool(self._stream.codec_context.has_b_frames) and not moved
-        self._position = len(times)  # index of the picture decoded last; here: packets were read to the end
+        found = read_packets(
+            self._container,
+            self._stream,
+            name=self.name,
+            most=self._limits.frames,
+            check_time=self._check_time,
+            tolerated=self._reason if self._partial else None,
+        )
+        self._times, self._keys, self._seekable = found.times, found.keys, found.seekable
+        self._doubtful, self.cut_short = found.doubtful, found.cut_short
+        self._position = len(self._times)  # index of the picture decoded last; packets were read to the end
         self._frames: Iterator[Any] = iter(())
 
-    def _check_whole(self) -> None:
-        """Refuses a file that ends before its header says."""
-        found, announced = len(self._times), int(self._stream.frames or 0)
-        if found >= announced - max(2, announced // 50):
-            return
-        # AVI also counts pictures that are not stored, as nothing had changed: so time must be missing too.
-        step = int(np.median(np.diff(self._times))) if found > 1 else 0
-        covered = int(self._times[-1] - self._times[0]) + step
-        if covered < 0.95 * float(self._stream.duration or np.inf):
-            raise VideoError(self.name, f"truncated: {found} of {announced} frames are there")
+    def _reason(self, error: Exception) -> str:
+        """What is wrong with the file, after an error that only ends it."""
+        named = self._named(error)
+        if isinstance(named, VideoTimeout):
+            raise named from error
+        return named.reason
 
     def _probe(self) -> VideoInfo:
         first = self._first()
@@ -307,8 +314,8 @@ class VideoFile:
             )  # fmt: skip
 
     def _key_before(self, picture: int) -> int:
-        keys = np.flatnonzero(self._keys[: picture + 1])
-        return int(keys[-1]) if len(keys) else 0
+        before = int(np.searchsorted(self._keys, picture, side="right"))
+        return int(self._keys[before - 1]) if before else 0
 
     def _seek(self, picture: int) -> None:
         """Makes `_frames` begin at or before a picture: at its key frame, or at the file's start."""
@@ -337,9 +344,9 @@ class VideoFile:
             found[picture] = self._array(frame, picture)
         return found
 
-    def _forward_to(self, picture: int, left: int) -> tuple[Any, int]:
-        """Decodes on until the picture; `left` frames at most."""
-        again = self._position >= 0
+    def _forward_to(self, picture: int, left: int, again: bool = True) -> tuple[Any, int]:
+        """Decodes on until the picture; `left` frames at most. If it is not there, `again` from the start."""
+        again = again and self._position >= 0
         for frame in self._frames:
             self._check(frame)
             left -= 1

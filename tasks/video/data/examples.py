@@ -86,6 +86,7 @@ class TrainClips:
     height, width, fit: size of the frames, see `Window`; the window lies at a random place.
     seed: of all draws.
     report: gets what cannot be read.
+    shuffled: frames come in a random order, drawn anew each time.
     """
 
     videos: Videos
@@ -95,6 +96,7 @@ class TrainClips:
     fit: Fit
     seed: int
     report: SkipReport
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         if len(self.videos) == 0:
@@ -132,7 +134,8 @@ class TrainClips:
         with self.videos.open(video) as clip:
             indices = self.sampling.train(clip.frames, rng).tolist()
             window = Window(self.height, self.width, self.fit, float(rng.random()))
-            return read_window(clip, indices, window)
+            frames = read_window(clip, indices, window)
+        return rng.permutation(frames) if self.shuffled else frames
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ class TestViews:
     clips: temporal clips, evenly spaced.
     crops: windows, from one end of the longer side to the other; one: the middle.
     multiple: the length is filled up to a multiple of this, the batch size.
+    shuffled: frames come in a random order, every view in its own, the same each time it is read.
     """
 
     __test__ = False  # for pytest, this is no test
@@ -212,6 +216,7 @@ class TestViews:
     clips: int = 1
     crops: int = 1
     multiple: int = 1
+    shuffled: bool = False
 
     def __post_init__(self) -> None:
         if len(self.videos) == 0:
@@ -277,6 +282,8 @@ class TestViews:
             for view, indices in zip(views, wanted, strict=True):
                 position = crop_position(view % self.crops, self.crops)
                 window = Window(self.height, self.width, self.fit, position)
+                if self.shuffled:
+                    indices = draw_rng(0, view, video).permutation(indices)
                 cut = {i: window.apply(frames[i]) for i in set(indices.tolist())}
                 shown.append(np.stack([cut[i] for i in indices.tolist()]))
             return shown

@@ -1,5 +1,8 @@
 """Decoding: the right frames of every format, only what is needed, and one clear reason for what fails."""
 
+import contextlib
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +195,70 @@ def test_limits(videos: dict[str, Path]) -> None:
         VideoFile(path, limits=Limits(seconds=1e-9))
     with pytest.raises(ValueError, match="limit on frames = 0: must be above 0"):
         Limits(frames=0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_stream_gives_all_frames_in_order(videos: dict[str, Path], name: str) -> None:
+    with VideoFile(videos[name]) as video:
+        assert [number_of(f) for f in video.stream()] == list(range(COUNT))
+        assert [number_of(f) for f in video.stream(7)] == list(range(0, COUNT, 7))  # and once more
+        assert [number_of(f) for f in video.read([3, 30])] == [3, 30]
+        for streamed, read in zip(video.stream(), VideoFile(videos[name]).read(range(COUNT)), strict=True):
+            np.testing.assert_array_equal(streamed, read)
+        with pytest.raises(ValueError, match="step = 0: must be at least 1"):
+            video.stream(0)
+
+
+def test_a_stream_shows_what_is_on_the_screen_upright(tmp_path: Path) -> None:
+    stamps = [0, 1, 2, 3, 4, 14, 15, 16, 17, 27, 28, 29]
+    path = mark_rotated(write_video(tmp_path / "phone.mp4", numbered_frames(12), stamps=stamps), 90)
+    with VideoFile(path) as video, VideoFile(path) as other:
+        assert not video.info.constant_rate
+        for step in (1, 3):
+            wanted = other.read(range(0, other.info.frames, step))
+            for streamed, read in zip(video.stream(step), wanted, strict=True):
+                np.testing.assert_array_equal(streamed, read)
+        assert wanted[0].shape == (48, 32, 3)
+
+
+def test_a_stream_is_not_limited_by_what_a_clip_may_take(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "one_key.mp4", numbered_frames(60), gop=100)
+    with VideoFile(path, limits=Limits(decoded=2)) as video:
+        frames = video.stream()
+        video._limits = Limits(decoded=2, seconds=0.3)  # for each frame, not for all together
+        for number, frame in enumerate(frames):
+            assert number_of(frame) == number % 48
+            time.sleep(0.01)
+        assert number == 59
+        video._limits = Limits(seconds=1e-9)
+        with pytest.raises(VideoTimeout):
+            next(video.stream())
+
+
+CUT = {
+    "cut.mp4": ({"codec": "mpeg4", "faststart": True}, r"truncated: \d+ of 40 frames are there"),
+    "cut.mkv": ({"codec": "mpeg4"}, r"its pictures end after \d\.\d s, its header says 4\.0 s"),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_the_beginning_of_a_truncated_file_can_be_read(tmp_path: Path, name: str) -> None:
+    options, reason = CUT[name]
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (40, 64, 64, 3)).astype(np.uint8)
+    whole = write_video(tmp_path / f"whole_{name}", noise, **options)
+    with VideoFile(whole, partial=True) as video:
+        assert video.cut_short == ""
+        wanted = video.read(range(40))
+    content = whole.read_bytes()
+    path = tmp_path / name
+    path.write_bytes(content[: len(content) // 2])
+    found = []
+    with VideoFile(path, partial=True) as video:
+        assert re.fullmatch(reason, video.cut_short)
+        with contextlib.suppress(VideoError):  # of the last picture only a part is there
+            found.extend(video.stream())
+        assert len(found) >= video.info.frames - 1
+    assert 10 < len(found) < 30
+    for streamed, read in zip(found, wanted, strict=False):
+        np.testing.assert_array_equal(streamed, read)
