@@ -117,12 +117,12 @@ def per_shard[R](function: Callable[..., R]) -> Callable[..., R]:
 
     For kernels, which see local arrays only. Every array argument and every result has the batch as its first
     axis and is split over it alone; `None` arguments are allowed. A batch that the mesh does not divide is
-    computed whole on every device.
+    computed whole on every device. Inside another `per_shard` the part is at hand: `function` itself.
     """
 
     def call(*args: Any) -> R:
         mesh = active_mesh()
-        if mesh is None:
+        if mesh is None or mesh.are_all_axes_manual:
             return function(*args)
         batch = jax.tree.leaves(args)[0].shape[0]
         spec = fit_spec(PartitionSpec(ShardingRules().batch), (batch,), mesh)

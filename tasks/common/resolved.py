@@ -138,9 +138,11 @@ def provenance(record: Mapping[str, Any], *, command: str = "", commit: str = ""
     Args:
       record: what `load_resolved` gives.
       command: instead of the recorded one.
-      commit: of a run whose sources were no git repository; a "+" says that they had changes.
+      commit: instead of the recorded one, whose "+" says that the sources had changes.
     """
-    git = record["git"] or {"revision": commit or "unknown", "changed": False}
+    git = record["git"] or {"revision": "unknown", "changed": False}
+    if commit:
+        git = {"revision": commit, "changed": False}
     return {
         "command": command or _as_typed(record["command"]),
         "device": f"{record['device']['count']} x {record['device']['kind']}",

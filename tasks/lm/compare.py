@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write a row for each run, as JSON")
     parser.add_argument("--command", default="", help="to state in the rows (default: as recorded)")
-    parser.add_argument("--commit", default="", help="of runs whose sources were no git repository")
+    parser.add_argument("--commit", default="", help="of the sources, where the run could not tell")
     options = parser.parse_args(argv)
     runs = [read_run(Path(folder)) for folder in options.runs]
     names = [name.strip() for name in options.names.split(",") if name.strip()] or default_names(runs)

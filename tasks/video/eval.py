@@ -12,12 +12,12 @@ import argparse
 import csv
 import dataclasses
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -28,7 +28,7 @@ from tasks.common.config import CommandLine, make_parser, parse_command_line, to
 from tasks.common.errors import ConfigError, RunError, run_main, writing
 from tasks.common.figures import replacing
 from tasks.common.mesh import MeshConfig, make_mesh
-from tasks.common.resolved import atomic_write, load_resolved, provenance
+from tasks.common.resolved import atomic_write
 from tasks.common.writer import read_records
 from tasks.video import metrics
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all
@@ -37,7 +37,7 @@ from tasks.video.metrics import Judged
 from tasks.video.plots import plot_runs
 from tasks.video.reports import EVALUATION, print_figures
 from tasks.video.train import UNREADABLE, open_data
-from tasks.video.trained import TrainedModel, open_model, run_config
+from tasks.video.trained import TrainedModel, check, open_model, run_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +66,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16"), help="of matmuls (default: the run's)")
     add("--compare", default="", metavar="DIR,DIR", help="more runs, each on its own data, side by side")
     add("--names", default="", metavar="NAME,NAME", help="of this run, then of those compared")
-    add("--results", type=Path, metavar="FILE", help="write a row for each run, as JSON")
     add("--output", metavar="DIR", help="(default: WORKDIR/evaluation, or ./evaluation for --checkpoint)")
 
 
@@ -80,11 +79,6 @@ def _evaluate(command: CommandLine) -> None:
         if source.is_dir():
             logs[name] = read_records(source)
     print_figures(found, console)
-    if options.results:
-        rows = [_row(name, *runs[name], found[name]) for name in runs if runs[name][0].is_dir()]
-        with writing(options.results.parent, options.results.name):
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.results, json.dumps(rows, indent=2) + "\n")
     if len(runs) > 1 and logs:
         with writing(output, "the evaluation"):
             plot_runs(logs, output / "comparison.png")
@@ -152,6 +146,7 @@ def evaluate(
     """
     model = _open(cfg, source, step)
     mesh = make_mesh(cfg.mesh)
+    (folder / UNREADABLE).unlink(missing_ok=True)  # of an evaluation before
     data = open_data(cfg._replace(model=model.config), folder / UNREADABLE)
     if data.eval_videos is None:
         raise ConfigError("no videos are held out: give a validation list or split")
@@ -189,32 +184,18 @@ def _write_predictions(path: Path, judged: Judged, videos: Sequence[str], names:
             table.writerow([video, names[label], *(x for c in best for x in (names[c], f"{scores[c]:.4f}"))])
 
 
-def _row(name: str, workdir: Path, cfg: VideoConfig, summary: Mapping[str, float]) -> dict[str, Any]:
-    """What a result file says of a run."""
-    log = read_records(workdir)
-    speeds = [r["clips_per_second"] for r in log if r["kind"] == "speed"]
-    seconds = [r["seconds_per_step"] for r in log if r["kind"] == "speed"]
-    return {
-        "run": name,
-        "seed": cfg.seed,
-        "parameters": trecvit.count_params(cfg.model),
-        "steps": cfg.train.steps,
-        "clips": cfg.train.steps * cfg.train.batch_size,
-        "minutes of steps": round(statistics.median(seconds) * cfg.train.steps / 60, 1) if seconds else None,
-        "clips/s": round(statistics.median(speeds)) if speeds else None,
-        "held out": int(summary["clips"]),
-        "views": int(summary["views"]),
-        "top-1 %": round(100 * summary["top1"], 2),
-        "top-5 %": round(100 * summary["top5"], 2),
-        **provenance(load_resolved(workdir)),
-    }
-
-
 def _open(cfg: VideoConfig, source: Path, step: int | None) -> TrainedModel:
-    if source.is_dir():
-        model = open_model(source, step)
-        return model._replace(config=cfg.model) if model.config != cfg.model else model
-    return open_model(source, frames_per_clip=cfg.model.frames_per_clip)
+    own = {} if source.is_dir() else {"frames_per_clip": cfg.model.frames_per_clip}
+    model = open_model(source, step, **own)
+    config, params, size = model.config, model.params, cfg.model.image_size
+    if config.image_size != size:
+        try:
+            config, params = trecvit.resize_params(jax.tree.map(jnp.asarray, params), config, size)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {error}") from error
+    config = cfg.model if source.is_dir() else config
+    check(config, params, source)
+    return model._replace(config=config, params=params)
 
 
 if __name__ == "__main__":

@@ -121,13 +121,14 @@ def _paint(
     predictions, _ = trecvit.apply_mae(config, runtime, params, frames, kept)
     whole = PartitionSpec()
     frames, predictions, kept = (jax.sharding.reshard(x, whole) for x in (frames, predictions, kept))
-    truth = trecvit.pixel_targets(frames, config.encoder.patch_size, False)
+    truth = jax.sharding.reshard(trecvit.pixel_targets(frames, config.encoder.patch_size, False), whole)
     if settings.normalize:
         colours = truth.reshape(*truth.shape[:-1], -1, 3)
         painted = predictions.reshape(colours.shape)
         painted = painted * (colours.std(axis=-2, keepdims=True, ddof=1) + 1e-6)
         predictions = (painted + colours.mean(axis=-2, keepdims=True)).reshape(truth.shape)
-    hidden = trecvit.masked_patches(kept, config.encoder.num_patches)[:, None, :, None]
+    hidden = jax.sharding.reshard(trecvit.masked_patches(kept, config.encoder.num_patches), whole)
+    hidden = hidden[:, None, :, None]
     pictures = truth, jnp.where(hidden, 0.5, truth), jnp.where(hidden, predictions, truth)
     return tuple(_to_frames(config.encoder, patches) for patches in pictures)
 

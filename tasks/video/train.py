@@ -207,13 +207,14 @@ def draw_sheet(cfg: VideoConfig, path: Path) -> None:
     key = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 0))[0]
     if cfg.train.objective == "mae":
         frames = augment_frames(cfg.augment, jnp.asarray(batch["frames"]), key)
-        titles = [data.train_videos.name(int(index)) for index in batch["clip"]]
+        names = [data.train_videos.name(int(index)) for index in batch["clip"]]
+        titles = [name for name in names for _ in range(cfg.augment.repeats)]
     else:
         clips, labels = (jnp.asarray(batch[name]) for name in ("frames", "label"))
         frames, targets = augment(cfg.augment, clips, labels, key, num_classes=cfg.model.num_classes)
         titles = [_title(row, data.classes) for row in np.asarray(targets)]
     pictures = np.asarray(jnp.round(frames * 255)).astype(np.uint8)[:_SHEET_ROWS]
-    write_sheet(path, list(zip(titles, pictures, strict=False)))
+    write_sheet(path, list(zip(titles[:_SHEET_ROWS], pictures, strict=True)))
     print(f"  {path}")
 
 

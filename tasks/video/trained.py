@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
@@ -141,7 +142,7 @@ def _fresh(model: trecvit.TRecViTConfig | trecvit.MAEConfig, seed: int) -> Param
 
 def _from_run(path: Path, config: trecvit.TRecViTConfig, fresh: Params) -> Params:
     run = run_config(path)
-    params = load_params(path)
+    params = jax.tree.map(jnp.asarray, load_params(path))
     trained = run.model
     if run.train.objective == "mae":
         trained, params = run.mae.model(run.model).encoder, params["encoder"]
