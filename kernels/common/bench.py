@@ -135,6 +135,9 @@ def time_bursts(
         raise ValueError(f"bursts must be at least 1; got {bursts}.")
 
     def burst(run: Callable[[], Any], count: int) -> float:
+        for _ in range(count):
+            result = run()
+        jax.block_until_ready(result)
         begin = clock()
         for _ in range(count):
             result = run()

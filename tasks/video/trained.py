@@ -104,7 +104,7 @@ def write_classes(workdir: Path, classes: tuple[str, ...]) -> None:
 def read_classes(workdir: Path) -> tuple[str, ...] | None:
     """What `write_classes` left; None if there is nothing."""
     path = workdir / CLASSES_FILE
-    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else None
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.is_file() else None
 
 
 def initial_params(cfg: VideoConfig) -> Params:
@@ -121,15 +121,31 @@ def initial_params(cfg: VideoConfig) -> Params:
     path = Path(cfg.train.init_from).expanduser()
     if not path.exists():
         raise ConfigError(f"train.init_from: {path}: no such file or folder")
-    model = cfg.mae.model(cfg.model) if cfg.train.objective == "mae" else cfg.model
-    fresh = _fresh(model, cfg.seed)
-    encoder = cfg.model if isinstance(model, trecvit.TRecViTConfig) else model.encoder
-    target = fresh if isinstance(model, trecvit.TRecViTConfig) else fresh["encoder"]
+    mae = cfg.mae.model(cfg.model) if cfg.train.objective == "mae" else None
+    encoder = cfg.model if mae is None else mae.encoder
     try:
-        given = _from_run(path, encoder, target) if is_run(path) else _from_file(cfg, path, encoder, target)
+        # What can be wrong with the file comes first: initialising compiles for seconds.
+        run = run_config(path) if is_run(path) else None
+        found = _read_arrays(path) if run is None else load_params(path)
+        fresh = _fresh(mae or encoder, cfg.seed)
+        target = fresh if mae is None else fresh["encoder"]
+        if run is None:
+            given = _from_file(found, encoder, target, cfg.train.zero_centred)
+        else:
+            given = _from_run(run, found, encoder, target, path)
     except (ValueError, OSError) as error:
         raise ConfigError(f"train.init_from: {path}: {error}") from error
-    return given if isinstance(model, trecvit.TRecViTConfig) else fresh | {"encoder": given}
+    return given if mae is None else fresh | {"encoder": given}
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Name -> array of an .npz or .safetensors file; nothing in it is executed."""
+    if path.suffix != ".safetensors":
+        return trecvit.convert.read_npz(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"not a readable .safetensors file: {error}") from error
 
 
 def _fresh(model: trecvit.TRecViTConfig | trecvit.MAEConfig, seed: int) -> Params:
@@ -140,10 +156,10 @@ def _fresh(model: trecvit.TRecViTConfig | trecvit.MAEConfig, seed: int) -> Param
     return jax.device_get(jax.jit(lambda k: trecvit.init_params(model, k))(key))
 
 
-def _from_run(path: Path, config: trecvit.TRecViTConfig, fresh: Params) -> Params:
-    run = run_config(path)
-    params = jax.tree.map(jnp.asarray, load_params(path))
-    trained = run.model
+def _from_run(
+    run: VideoConfig, params: Params, config: trecvit.TRecViTConfig, fresh: Params, path: Path
+) -> Params:
+    params, trained = jax.tree.map(jnp.asarray, params), run.model
     if run.train.objective == "mae":
         trained, params = run.mae.model(run.model).encoder, params["encoder"]
     check(trained, params, path)
@@ -161,18 +177,12 @@ def _from_run(path: Path, config: trecvit.TRecViTConfig, fresh: Params) -> Param
     return body if head is None else body | {"head": head}
 
 
-def _from_file(cfg: VideoConfig, path: Path, config: trecvit.TRecViTConfig, fresh: Params) -> Params:
+def _from_file(
+    flat: dict[str, np.ndarray], config: trecvit.TRecViTConfig, fresh: Params, zero_centred: bool
+) -> Params:
     """An official classifier or auto-encoder's encoder, or an image ViT."""
-    if path.suffix == ".safetensors":
-        try:
-            flat = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"not a readable .safetensors file: {error}") from error
-    else:
-        flat = trecvit.convert.read_npz(path)
     if "tokenizer/embedding/kernel" not in flat:
-        imported = trecvit.from_imagenet(flat, config, fresh, zero_centred=cfg.train.zero_centred)
-        return imported.params
+        return trecvit.from_imagenet(flat, config, fresh, zero_centred=zero_centred).params
     params, _ = trecvit.convert.encoder_from_official(flat, config, fresh)
     head = {n: s for n, s in param_specs(config).items() if n.startswith("head/") and s.official}
     shapes = {name: np.shape(array) for name, array in flat.items()}
