@@ -96,5 +96,5 @@ def test_loss_traces_at_full_size(path, variant, tmp_path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_unknown_argument_names_the_nearest(path):
-    with pytest.raises(ValueError, match=r"unknown config argument 'arhc': did you mean 'arch'"):
-        load_config(address(path, "arhc=fox_pro"))
+    with pytest.raises(ValueError, match=r"unknown config argument 'sede': did you mean 'seed'"):
+        load_config(address(path, "sede=1"))

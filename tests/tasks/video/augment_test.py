@@ -67,6 +67,7 @@ def test_a_crop_without_scaling_keeps_whole_pixels():
     assert len(set(tops)) > 1
 
 
+@pytest.mark.slow
 def test_all_of_it_at_once(full):
     clips, targets = full(0)
     assert clips.shape == (2 * ROWS, 3, 8, 10, 3)

@@ -13,6 +13,7 @@ from tasks.video import benchmark
 from tasks.video.benchmark import GOALS, RELEASED, Goal, Size
 from tests.models.trecvit.small_trecvit import QUICK_COMPILE, random_params, small
 
+pytestmark = pytest.mark.slow
 TINY = Size("tiny", small(), batch=2, frames=4)
 
 

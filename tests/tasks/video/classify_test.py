@@ -111,7 +111,12 @@ def seen(video: Path, stride: int = 1, window: Window | None = None) -> jax.Arra
 
 @pytest.mark.parametrize(
     ("options", "stride"),
-    [([], 1), (["--chunk=5"], 1), (["--chunk=4", "--stride=3"], 3), (["--stride=5", "--no_video"], 5)],
+    [
+        ([], 1),
+        pytest.param(["--chunk=5"], 1, marks=pytest.mark.slow),
+        (["--chunk=4", "--stride=3"], 3),
+        pytest.param(["--stride=5", "--no_video"], 5, marks=pytest.mark.slow),
+    ],
 )
 def test_every_frame_gets_what_the_whole_clip_says_of_those_up_to_it(
     film: Path, checkpoint: Path, tmp_path: Path, options: list[str], stride: int
@@ -131,7 +136,7 @@ def test_every_frame_gets_what_the_whole_clip_says_of_those_up_to_it(
     assert (tmp_path / "clip.mp4").exists() != ("--no_video" in options)
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("chunk", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_restart_forgets_everything(film: Path, checkpoint: Path, tmp_path: Path, chunk: int) -> None:
     lines, summary = run(
         film, checkpoint, tmp_path, "--top=10", "--restart=6", "--stride=2", f"--chunk={chunk}"
@@ -146,6 +151,7 @@ def test_a_restart_forgets_everything(film: Path, checkpoint: Path, tmp_path: Pa
     assert summary["prediction"]["mean_over_clips"] == 2
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(film: Path, checkpoint: Path, tmp_path: Path) -> None:
     lines, summary = run(
         film, checkpoint, tmp_path, "--top=10", "--dtype=bfloat16", "--no_video", "--chunk=3"
@@ -228,6 +234,7 @@ def test_a_run_knows_its_frames_stride_and_names(
         main([*words, f"--output={tmp_path}", "--grid=4x4"])
 
 
+@pytest.mark.slow
 def test_a_run_of_evenly_spread_frames_sees_as_many(
     film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +293,7 @@ def test_a_signal_leaves_files_that_can_be_read(
         assert len(written.read(range(10))) == 10
 
 
+@pytest.mark.slow
 def test_the_command_can_be_interrupted(checkpoint: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", np.tile(pictures(50), (60, 1, 1, 1)))
     words = [f"--video={video}", f"--checkpoint={checkpoint}", f"--output={tmp_path}/out"]

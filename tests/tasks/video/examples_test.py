@@ -91,6 +91,7 @@ def test_batch_k_is_the_same_for_any_reader(folder: Path) -> None:
             assert same(joined, expected[1 + k])
 
 
+@pytest.mark.slow
 def test_worker_processes_read_the_same(folder: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "good.mp4", numbered_frames(20), codec="mpeg4")
     (tmp_path / "bad.mp4").write_bytes(b"bad")
