@@ -119,8 +119,8 @@ def time_bursts(
 
     A burst is as many calls as fill `seconds`, dispatched back to back with one wait at its end: the host
     runs ahead of the device, so that its own time is paid once per burst. Bursts of all the calls go in
-    turns, so that a change of the device's clocks meets all of them; every turn in another order, since a
-    burst leaves its heat and clocks to the next one, which must not always be the same call's.
+    turns, so that a change of the device's clocks meets all of them; every turn in another order, and every
+    burst after an untimed one of the same calls: what ran before leaves its heat and clocks.
 
     Args:
       calls: by name; each starts one compiled program and returns its results, the same work every time.
@@ -134,14 +134,15 @@ def time_bursts(
     if bursts < 1:
         raise ValueError(f"bursts must be at least 1; got {bursts}.")
 
+    def calls_in_a_row(run: Callable[[], Any], count: int) -> None:
+        for _ in range(count):
+            result = run()
+        jax.block_until_ready(result)
+
     def burst(run: Callable[[], Any], count: int) -> float:
-        for _ in range(count):
-            result = run()
-        jax.block_until_ready(result)
+        calls_in_a_row(run, count)
         begin = clock()
-        for _ in range(count):
-            result = run()
-        jax.block_until_ready(result)
+        calls_in_a_row(run, count)
         return (clock() - begin) / count
 
     counts = {}

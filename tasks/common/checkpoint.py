@@ -255,7 +255,7 @@ class Checkpointer:
 
     def _restore_state(self, step: int, abstract: TrainState, manifest: dict[str, Any]) -> TrainState:
         trees = _trees(abstract)
-        for name in sorted(trees.keys() | manifest["leaves"].keys()):
+        for name in {**trees, **manifest["leaves"]}:
             stored = manifest["leaves"].get(name, {})
             _require_leaves(name, stored, _describe(trees.get(name, {})), self.workdir)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}

@@ -45,7 +45,28 @@ def test_a_burst_pays_for_one_wait_only() -> None:
     assert timed.calls > 50
     assert timed.median_s == pytest.approx(1e-3, rel=0.02)
     assert timed.spread == pytest.approx(0, abs=1e-6)
-    assert device.calls == 3 + 3 * timed.calls
+    # One to load the program, two to count how many fill a burst, each after as many untimed.
+    assert device.calls == 2 + 4 + 3 * 2 * timed.calls
+
+
+def test_turns_differ_and_begin_untimed() -> None:
+    """What ran before slows a call down: it must neither be timed nor always be the same call."""
+    turns: list[str] = []
+
+    class Throttled(Device):
+        def starting(self, name: str):
+            def run():
+                self.now += 1e-3 if turns[-1:] == [name] else 0.5
+                turns.append(name)
+                return jnp.zeros(())
+
+            return run
+
+    device, names = Throttled(0.0, 0.0), ("a", "b", "c")
+    timed = time_bursts({n: device.starting(n) for n in names}, bursts=6, seconds=2e-3, clock=device.clock)
+    assert [timed[name].median_s for name in names] == pytest.approx([1e-3] * 3)
+    orders = [name for i, name in enumerate(turns) if i == 0 or turns[i - 1] != name][3:]
+    assert len({tuple(orders[i : i + 3]) for i in range(0, len(orders) - 2, 3)}) > 1
 
 
 def test_slow_calls_make_bursts_of_one() -> None:
