@@ -52,6 +52,7 @@ metadata.version = version
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("before", ["", NO_METADATA], ids=["installed", "not installed"])
 def test_transformers_works_beside_ours(run_python, order, before):

@@ -48,13 +48,14 @@ def cases() -> list[Any]:
     return found
 
 
-def each(shapes: tuple[str, ...]) -> list[tuple[str, str, str]]:
+def each(shapes: tuple[str, ...], later: tuple[str, ...] = ()) -> list[Any]:
+    """(op, name, shape) of these shapes; those of `later` wait for --slow."""
     return [
-        (op, name, s)
+        pytest.param(op, name, s, marks=(pytest.mark.slow,) if s in later else ())
         for op in OPS
         for name in portable_implementations(op)
         for s in workloads(op).SHAPES
-        if s in shapes
+        if s in (*shapes, *later)
     ]
 
 
@@ -89,7 +90,7 @@ def test_unused_positions_may_hold_nan(op: str, name: str, shape: str) -> None:
         assert_close(both(poisoned), [np.asarray(x) for x in both(arrays)], 0.0)
 
 
-@pytest.mark.parametrize(("op", "name", "shape"), each(("everything", "pruned_threshold")))
+@pytest.mark.parametrize(("op", "name", "shape"), each(("everything",), later=("pruned_threshold",)))
 def test_vmap_equals_a_loop(op: str, name: str, shape: str) -> None:
     module = workloads(op)
     calls = [inputs(op, module.SHAPES[shape], "float32", seed=seed) for seed in range(2)]
@@ -109,7 +110,7 @@ def test_vmap_equals_a_loop(op: str, name: str, shape: str) -> None:
         assert_close([x[index] for x in partly], [np.asarray(x) for x in out], 1e-6)
 
 
-@pytest.mark.parametrize(("op", "name", "shape"), each(("packed_rectangle_grouped",)))
+@pytest.mark.parametrize(("op", "name", "shape"), each((), later=("packed_rectangle_grouped",)))
 def test_jit_and_remat_change_nothing(op: str, name: str, shape: str) -> None:
     arrays, options = inputs(op, workloads(op).SHAPES[shape], "float32")
     wanted = [np.asarray(x) for x in compiled(op, options, name)(arrays)]

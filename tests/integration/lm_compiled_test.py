@@ -47,7 +47,8 @@ def _compiled(cfg: LMConfig) -> Any:
         return step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
 
 
-@pytest.mark.parametrize("arch", ["fox_llama", pytest.param("fox_pro", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["fox_llama", "fox_pro"])
 def test_step_at_16k_holds_nothing_quadratic(arch: str) -> None:
     """The recipe of the configs: 125M, two sequences of 16k a micro-step, bf16 matmuls, ACP on."""
     cfg = _config(arch)

@@ -44,6 +44,7 @@ def test_jsonl_zst_prepared_by_the_command(tmp_path: Path) -> None:
     _check(run(tmp_path / "run", args=f"data=text,path={tmp_path / 'shards'},vocab=259"), 259)
 
 
+@pytest.mark.slow
 def test_tokenizer_json(tmp_path: Path) -> None:
     """A Hugging Face tokenizer.json over raw text files, tokenised on the fly."""
     bpe = Tokenizer(models.BPE())
@@ -106,6 +107,7 @@ def test_tfds(tmp_path: Path) -> None:
     _check(run(tmp_path / "run", "--config.data.tfds_name=tiny_text", args=args), 259)
 
 
+@pytest.mark.slow
 def test_embedded_text(tmp_path: Path) -> None:
     """The default source, with a BPE trained on the spot, all evaluations and samples."""
     options = ("--config.data.bpe_vocab_size=300", *EVALUATED)

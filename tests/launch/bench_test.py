@@ -13,6 +13,7 @@ from launch.results import read_rows, table
 from tasks.common.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_rows_are_written_with_their_circumstances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def train_lines(folder: Path) -> dict[str, list[dict]]:
     return {p.parent.name: read_records(p.parent) for p in sorted(folder.glob("*/metrics.jsonl"))}
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_everything_once(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_changed_definition_of_a_finished_run_is_refused(file: str, tmp_path: 
         sweep.main([file, f"--runs={runs}", "--only=trial-1e-3"])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_saved_and_the_next_call_goes_on(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from kernels.forgetting_attention.accuracy import KINDS, TENSORS, Results
 from kernels.forgetting_attention.device_table import Shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", [2**27, 2**10], ids=["one_block", "many_blocks"])
 @pytest.mark.parametrize("length", [96, 97])
 def test_blocks_of_rows_give_what_the_definition_gives(

@@ -46,6 +46,7 @@ def kept_by_hand(
     return kept
 
 
+@pytest.mark.slow
 @hypothesis.given(
     st.integers(1, 3),
     st.integers(0, 60),

@@ -42,6 +42,7 @@ def test_no_array_has_two_sequence_axes() -> None:
     assert quadratic_arrays("reference"), "the check does not see the quadratic arrays of the reference"
 
 
+@pytest.mark.slow
 def test_packed_documents_equal_each_alone() -> None:
     lengths = (30, 1, 39)
     q, k, v, log_fgate = arrays(1, sum(lengths))

@@ -107,6 +107,7 @@ def disturb(program: str, workdir: Path, kills: int, seed: int) -> int:
     return happened
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_and_in_a_save(tiny_program: str, undisturbed: list[str], tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     assert disturb(tiny_program, workdir, kills=2, seed=0) == 2

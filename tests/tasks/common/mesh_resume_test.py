@@ -46,6 +46,7 @@ def column(workdir: Path, name: str) -> list[float]:
     return [record[name] for record in read_records(workdir) if record["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_meshes_agree_and_a_run_moves_between_them(run_python: Callable[..., object], tmp_path: Path) -> None:
     legs = [leg(tmp_path / "one", 1, 1, 8), leg(tmp_path / "eight", 2, 4, 5)]
     for data in (4, 2, 1):

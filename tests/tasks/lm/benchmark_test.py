@@ -14,6 +14,7 @@ from tasks.lm.benchmark import CASES, Case, Goal
 TINY = Case("tiny", "fox_pro", "tiny", 2, 256, 300, goals=(Goal(1.0, 2.0, 3.0), Goal(1.0, 2.0, 1e15)))
 
 
+@pytest.mark.slow
 def test_a_case_is_timed_traced_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = benchmark.rows(
         calls=1, only="ACP on", settings="runtime.remat=attention", profile=tmp_path, cases=(TINY,)

@@ -115,6 +115,7 @@ def test_official_checkpoint_evaluates_to_hand_computed_figures(unigram, text, t
     assert {p.name for p in out.iterdir()} >= {"loss_by_position.png", "acp.csv", "acp.png", "gates_00.png"}
 
 
+@pytest.mark.slow
 def test_short_documents_are_admitted_on_request(unigram, text, tmp_path):
     base = [f"--checkpoint={unigram}", "--tokenizer=bytes", f"--data={text}", "--split=all", "--length=64"]
     evaluate(*base, "--min_tokens=4", "--stats_documents=1", f"--output={tmp_path}")
@@ -124,6 +125,7 @@ def test_short_documents_are_admitted_on_request(unigram, text, tmp_path):
         evaluate(*base[:-1], "--length=65", f"--output={tmp_path}")
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_one_figure(run, tmp_path, capsys):
     evaluate(
         f"--workdir={run}",

@@ -101,6 +101,7 @@ def test_columns_that_no_run_has_are_left_out(runs: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "loss_by_position.png").exists()
 
 
+@pytest.mark.slow
 def test_names_tell_runs_apart(runs: Path) -> None:
     fox, exact, other = (compare.read_run(runs / n) for n in ("fox", "exact", "fox-1"))
     assert compare.default_names([fox, exact]) == ["FoX (Pro)", "FoX (Pro), exact"]

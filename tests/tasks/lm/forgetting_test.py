@@ -86,6 +86,7 @@ def test_the_hook_prunes_as_the_run_does(documents):
     assert pruned[0] > pruned[1]
 
 
+@pytest.mark.slow
 def test_files_with_and_without_pruning(documents, tmp_path):
     scorer, params = make("full")
     found = forgetting.measure_forgetting(scorer, params, documents, limit=1)

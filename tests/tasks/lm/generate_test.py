@@ -75,6 +75,7 @@ def test_stop_ids_end_each_row_by_itself(model):
     assert {r.stop for r in stopped} >= {"stop_id"}
 
 
+@pytest.mark.slow
 def test_the_end_of_document_stops_by_default(model):
     config, params = model
     params = jax.tree.map(lambda x: x, params)

@@ -264,6 +264,7 @@ def test_lm_loss_is_the_mean_over_counted_tokens():
     assert loss_fn(params, whole, None)[1]["weight"] == 36
 
 
+@pytest.mark.slow
 def test_micro_batches_with_unequal_masks_equal_the_whole_batch():
     config, params, batch = lm_problem()
     batch["loss_mask"][:2] = False
