@@ -1,4 +1,4 @@
-"""What the video task promises of its embedded set, on a shorter budget than the README's."""
+"""What the video task promises of its embedded set: the README's own command, as long as it takes there."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from launch import sweep
 from tasks.video.reports import final_figures
 
 
-@pytest.mark.slow  # trains three small models for minutes
+@pytest.mark.slow  # a quarter of an hour; on half the budget the full model has not taken off yet
+@pytest.mark.timeout(3600)
 def test_time_tells_what_single_frames_and_shuffled_ones_do_not(tmp_path: Path) -> None:
-    """Half of the README's budget: 30 points of top-1 above one frame, 15 above frames in random order."""
-    sweep.main(["configs/trecvit_controls.py:epochs=8", f"--runs={tmp_path}"])
+    """30 points of top-1 above the same budget on one frame, 15 above it on frames in random order."""
+    sweep.main(["configs/trecvit_controls.py", f"--runs={tmp_path}"])
     top1 = {name: final_figures(tmp_path / name)["top1"] for name in ("full", "single_frame", "shuffled")}
     assert top1["full"] >= top1["single_frame"] + 0.30, top1
     assert top1["full"] >= top1["shuffled"] + 0.15, top1
