@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_args
 
-SIZES = ("mu", "Ti", "S", "M", "B", "L", "So400m", "H", "g", "g-opt", "G", "G-opt", "e")
 DATA = ("generated", "ssv2", "kinetics", "folder", "records", "tfds")
 OBJECTIVES = ("classes", "mae", "probe")
 RECIPES = ("", "small", "paper")

@@ -57,6 +57,16 @@ def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
     return NamedSharding(mesh, rows)
 
 
+def put_whole_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """`put_batch` of a batch that every process holds whole: each gives its share of the rows."""
+
+    def own(rows: Any) -> Any:
+        share = len(rows) // jax.process_count()
+        return rows[jax.process_index() * share : (jax.process_index() + 1) * share]
+
+    return put_batch({name: own(rows) for name, rows in batch.items()}, mesh)
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh, *, micro_batches: int | None = None) -> dict[str, Any]:
     """A batch of host arrays, this process's rows of it, as global arrays on the mesh.
 

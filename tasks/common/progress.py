@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,15 @@ import jax
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+# Wraps an iterable of known length to show progress; the identity shows none.
+Progressing = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def no_progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Shows nothing."""
+    del total, what
+    return items
 
 
 def short(number: float) -> str:

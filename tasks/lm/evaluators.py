@@ -7,7 +7,7 @@ over all devices, and add up on the host in float64.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +19,12 @@ from jaxtyping import Float
 from models import fox
 from tasks.common.errors import writing
 from tasks.common.job import Hook
-from tasks.common.mesh import put_batch
+from tasks.common.mesh import put_whole_batch
+from tasks.common.progress import Progressing, no_progress
 from tasks.common.resolved import atomic_write
 from tasks.lm import losses, perlength
 from tasks.lm.data import Examples
 from tasks.lm.plots import Curve, plot_positions
-
-# Wraps an iterable of known length to show progress; the identity shows none.
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-
-
-def no_progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Shows nothing."""
-    del total, what
-    return items
 
 
 class Scorer:
@@ -60,7 +52,7 @@ class Scorer:
         """
         rows = len(batch["tokens"])
         with jax.set_mesh(self.mesh):
-            placed = put_batch(self._local_rows(batch), self.mesh)
+            placed = put_whole_batch(self._filled(batch), self.mesh)
             scored = _token_losses(self.config, self.runtime, params, placed)
             return np.asarray(scored)[:rows]
 
@@ -68,17 +60,14 @@ class Scorer:
         """`FoxStats` of a batch, as host arrays; see `models.fox.statistics`."""
         rows = len(tokens)
         with jax.set_mesh(self.mesh):
-            placed = put_batch(self._local_rows({"tokens": tokens, "reset": reset}), self.mesh)
+            placed = put_whole_batch(self._filled({"tokens": tokens, "reset": reset}), self.mesh)
             stats = _statistics(self.config, self.runtime, params, placed["tokens"], placed["reset"])
             return jax.tree.map(lambda x: np.asarray(x)[:, :rows], stats)
 
-    def _local_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This process's share of the filled-up batch."""
+    def _filled(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """With rows that do not count, up to the batch size."""
         missing = self.batch_size - len(batch["tokens"])
-        filled = {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
-        share = self.batch_size // jax.process_count()
-        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        return {k: v[own] for k, v in filled.items()}
+        return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -179,7 +168,7 @@ def score_examples(
     token_bytes: np.ndarray | None,
     *,
     limit: int | None = None,
-    progress: Progress = no_progress,
+    progress: Progressing = no_progress,
 ) -> Totals:
     """Loss of held-out examples of the training kind (packed rows or windows).
 
@@ -202,7 +191,7 @@ def score_positions(
     token_bytes: np.ndarray | None = None,
     *,
     limit: int | None = None,
-    progress: Progress = no_progress,
+    progress: Progressing = no_progress,
 ) -> tuple[perlength.PositionLosses, Totals]:
     """Loss by position over the beginnings of documents (`DocumentStarts`): the paper's protocol."""
     adder, positions = _Adder(token_bytes), perlength.PositionLosses(documents.seq_len)

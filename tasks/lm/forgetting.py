@@ -13,9 +13,10 @@ from jaxtyping import Float
 
 from tasks.common.errors import writing
 from tasks.common.job import Hook
+from tasks.common.progress import Progressing, no_progress
 from tasks.common.resolved import atomic_write
 from tasks.lm.data import Examples
-from tasks.lm.evaluators import Progress, Scorer, batches_of, no_progress
+from tasks.lm.evaluators import Scorer, batches_of
 from tasks.lm.plots import plot_decay, plot_heat_map
 
 # Colours of the gate maps run over these forgetting rates, in nats per token: decay times of 10^4 and 1
@@ -56,7 +57,7 @@ def measure_forgetting(
     documents: Examples,
     *,
     limit: int,
-    progress: Progress = no_progress,
+    progress: Progressing = no_progress,
 ) -> Forgetting:
     """Runs documents (`DocumentStarts`, unpadded) and collects gates and visited tiles.
 

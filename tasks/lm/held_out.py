@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tasks.common.progress import Progressing, no_progress
 from tasks.lm.data import Documents, PackedExamples, Tokenizer
 from tasks.lm.data.documents import Subset
 from tasks.lm.data.ngram import NgramModels, byte_documents
-from tasks.lm.evaluators import Progress, Scorer, Totals, no_progress, score_examples
+from tasks.lm.evaluators import Scorer, Totals, score_examples
 
 
 def first_documents(documents: Documents, tokens: int) -> Subset:
@@ -22,7 +23,7 @@ def score_documents(
     documents: Documents,
     seq_len: int,
     tokenizer: Tokenizer,
-    progress: Progress = no_progress,
+    progress: Progressing = no_progress,
 ) -> Totals:
     """Loss of every token and end of the documents, packed into rows of `seq_len`.
 

@@ -84,7 +84,7 @@ class VideoEvalConfig:
     """Evaluation while training, and at its end.
 
     batch_size: views at a time.
-    videos: held-out videos at most, the first of the list, at evaluations under way; 0: all. The last
+    videos: held-out videos at most, drawn once, at evaluations under way; 0: all. The last
       evaluation is always over all of them, with data.eval_clips x data.eval_crops views each.
     clips, crops: views of a video at evaluations under way.
     average: what is averaged over the views of a video.

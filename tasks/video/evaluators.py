@@ -5,7 +5,6 @@ scores are added up on the host in float64.
 """
 
 import functools
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,12 @@ from models import trecvit
 from tasks.common.data import Batches
 from tasks.common.errors import writing
 from tasks.common.job import Hook
-from tasks.common.mesh import put_batch
+from tasks.common.mesh import put_whole_batch
+from tasks.common.progress import Progressing, no_progress
 from tasks.video import metrics
 from tasks.video.augment import AugmentConfig, prepare_eval
 from tasks.video.data import TestViews, VideoData
 from tasks.video.metrics import Average, Judged, ViewScores
-
-# Wraps an iterable of known length to show progress; the identity shows none.
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
-
-
-def no_progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Shows nothing."""
-    del total, what
-    return items
 
 
 class Classifier:
@@ -61,10 +52,8 @@ class Classifier:
 
     def logits(self, params: Any, frames: np.ndarray) -> np.ndarray:
         """[B, C], float32, of uint8 frames [B, T, H, W, 3], B = batch_size."""
-        share = self.batch_size // jax.process_count()
-        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         with jax.set_mesh(self.mesh):
-            return np.asarray(self._run(params, put_batch({"frames": frames[own]}, self.mesh)["frames"]))
+            return np.asarray(self._run(params, put_whole_batch({"frames": frames}, self.mesh)["frames"]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -89,7 +78,7 @@ def judge(
     views: TestViews,
     *,
     num_workers: int = 0,
-    progress: Progress = no_progress,
+    progress: Progressing = no_progress,
 ) -> Judged:
     """Every video of the views, by the mean over its views.
 
@@ -114,12 +103,12 @@ def judge(
     return scores.judged()
 
 
-def write_judgement(folder: Path, judged: Judged, names: tuple[str, ...], title: str = "") -> None:
-    """Writes per_class.csv, confusion.png and predictions.csv into a folder."""
+def write_judgement(folder: Path, judged: Judged, names: tuple[str, ...]) -> None:
+    """Writes per_class.csv and confusion.png into a folder."""
     with writing(folder, "the evaluation"):
         folder.mkdir(parents=True, exist_ok=True)
         metrics.write_per_class(folder / "per_class.csv", metrics.per_class_table(judged), names)
-        metrics.plot_confusion(folder / "confusion.png", metrics.confusion_matrix(judged), names, title)
+        metrics.plot_confusion(folder / "confusion.png", metrics.confusion_matrix(judged), names)
 
 
 def class_names(known: tuple[str, ...] | None, count: int) -> tuple[str, ...]:

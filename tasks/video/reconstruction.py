@@ -15,7 +15,7 @@ from models import trecvit
 from tasks.common.data import Batches
 from tasks.common.errors import writing
 from tasks.common.job import Hook
-from tasks.common.mesh import put_batch
+from tasks.common.mesh import put_whole_batch
 from tasks.video.augment import AugmentConfig, prepare_eval
 from tasks.video.config import MAETrainConfig
 from tasks.video.data import VideoData
@@ -67,9 +67,7 @@ class Painter:
             return tuple(np.asarray(x) for x in self._paint(params, self._placed(batch)))
 
     def _placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        share = self.batch_size // jax.process_count()
-        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        return put_batch({name: batch[name][own] for name in ("frames", "clip", "valid")}, self.mesh)
+        return put_whole_batch({name: batch[name] for name in ("frames", "clip", "valid")}, self.mesh)
 
 
 def _kept(config: trecvit.MAEConfig, clips: Array) -> Array:
