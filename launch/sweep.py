@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -170,7 +171,8 @@ class Sweep:
     def _cache_programs(self) -> None:
         """Compiled programs on disk, for the next process; in this one runs share them (`Job.program`)."""
         if not jax.config.jax_compilation_cache_dir:
-            jax.config.update("jax_compilation_cache_dir", str(self.folder.resolve() / ".programs"))
+            compilation_cache.set_cache_dir(str(self.folder.resolve() / ".programs"))
+            compilation_cache.reset_cache()  # JAX asks whether there is one at its first program only
 
     def workdir(self, name: str) -> Path:
         """Where a run is."""

@@ -31,6 +31,8 @@ from tasks.lm.perlength import from_csv, perplexity_by_length, report_lengths
 from tasks.lm.plots import Curve, plot_losses, plot_positions, plot_pruning
 from tasks.lm.trained import run_config
 
+_NOT_APPLICABLE = "-"
+
 
 class Recorded(NamedTuple):
     """What a run left in its workdir.
@@ -175,13 +177,15 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """A row for each run, all with the same keys; what a run did not measure, but another did, is None.
 
+    What a model does not have, such as pruning in a Transformer, is "-".
+
     Args:
       command: to state instead of each run's own.
       commit: of runs that did not record one.
     """
     lengths = sorted({length for run in runs if run.positions for length in _lengths(run)})
     rows = [_row(run, name, lengths, command, commit) for name, run in zip(names, runs, strict=True)]
-    measured = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+    measured = [key for key in rows[0] if any(row[key] not in (None, _NOT_APPLICABLE) for row in rows)]
     return [{key: row[key] for key in measured} for row in rows]
 
 
@@ -206,7 +210,7 @@ def _row(run: Recorded, name: str, lengths: Sequence[int], command: str, commit:
         "training loss": _rounded(_last_losses(run)),
         "held-out loss": _rounded(run.last("validation/loss")),
         **{f"ppl at {length}": _rounded(perplexity.get(length)) for length in lengths},
-        "pruned": _rounded(run.last("pruning/pruned")) if run.run.model.is_gated else "-",
+        "pruned": _rounded(run.last("pruning/pruned")) if run.run.model.is_gated else _NOT_APPLICABLE,
         "tokens/s": round(statistics.median(speeds)) if speeds else None,
         **provenance(run.circumstances, command=command, commit=commit),
     }

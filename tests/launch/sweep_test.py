@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from launch import sweep
 from tasks.common.config import load_config, make_parser, parse_command_line
@@ -47,6 +48,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FOXTROT_CACHE", str(tmp_path / "cache"))
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -66,6 +68,7 @@ def test_a_sweep_trains_everything_once(
 ) -> None:
     """Trials, then the run with the better one's rate; a second call does nothing, a third a bit more."""
     runs = tmp_path / "runs"
+    jax.jit(lambda x: x + 1)(1.0)  # the programs are kept even if this process has compiled before
     sweep.main([file, f"--runs={runs}"])
     found = train_lines(runs)
     assert list(found) == ["last", "trial-1e-3", "trial-1e-7"]

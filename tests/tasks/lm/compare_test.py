@@ -67,7 +67,7 @@ def test_rows_figures_and_what_pruning_changes(
     mean, _ = from_csv((runs / "fox" / "evaluation" / "per_position.csv").read_text(encoding="utf-8"))
     assert rows[0]["ppl at 128"] == pytest.approx(perplexity_by_length(mean, [128])[128], rel=1e-4)
     assert rows[3]["ppl at 128"] is None
-    assert rows[2]["pruned"] is None
+    assert rows[2]["pruned"] == "-"  # a Transformer has no pruning: None would read "not run"
     assert {p.name for p in output.iterdir()} == {
         "training.png", "loss_by_position.png", "pruning_fox.png", "pruning_exact.png", "acp_off.png"
     }  # fmt: skip
@@ -98,6 +98,7 @@ def test_columns_that_no_run_has_are_left_out(runs: Path, tmp_path: Path) -> Non
     (row,) = rows_of(tmp_path / "r.json")
     assert (row["commit"], row["command"]) == ("abc", "how")
     assert not {"pruned", "ppl at 128"} & row.keys()
+    assert "pruned" not in compare.result_rows([compare.read_run(runs / "transformer")], ["alone"])[0]
     assert not (tmp_path / "loss_by_position.png").exists()
 
 
