@@ -3,8 +3,7 @@
 Headless, and without pyplot's global state.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tasks.common.storage import replacing
+
 COLOURS = ("#1f6fb4", "#d9622b", "#3a9a5b", "#8b5fb0", "#b59120", "#c44e7d", "#4a9fb5", "#666666")
 _DPI = 130
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` when whole; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -8,6 +8,7 @@ _EXTRAS = {
     "PIL": "video",
     "av": "video",
     "importlib_resources": "tfds",
+    "mujoco": "sim",
     "numcodecs": "lm",
     "tensorflow_datasets": "tfds",
     "tiktoken": "lm",

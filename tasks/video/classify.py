@@ -33,13 +33,13 @@ from models import trecvit
 from tasks.common.config import CommandLine, make_parser, parse_command_line
 from tasks.common.errors import ConfigError, RunError, run_main, writing
 from tasks.common.resolved import atomic_write
+from tasks.common.video.command import open_video, output_base
+from tasks.common.video.decoding import Limits, VideoFile
+from tasks.common.video.frames import Window
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all
-from tasks.video.data.decoding import Limits, VideoFile
-from tasks.video.data.errors import VideoDataError, VideoError
-from tasks.video.data.frames import Window
 from tasks.video.evaluators import class_names
 from tasks.video.overlay import Overlay
-from tasks.video.stream import Classification, Files, Settings, StreamClassifier, with_ending
+from tasks.video.stream import Classification, Files, Settings, StreamClassifier
 from tasks.video.trained import TrainedModel, check, open_model
 
 OUTPUT = "classified"
@@ -91,7 +91,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _classify(command: CommandLine) -> None:
     options, console = command.options, Console(highlight=False)
     subject = read_subject(command)
-    with _open_video(options.video, subject.limits) as video:
+    with open_video(options.video, subject.limits) as video:
         settings = _settings(command, subject, video.info.frames)
         model = subject.load(_grid(options.grid))
         names = _names(options.classes, model)
@@ -221,29 +221,9 @@ def _settings(command: CommandLine, subject: Subject, frames: int) -> Settings:
         clip = int(options.restart)
     else:
         raise ConfigError(f"--restart={options.restart}: a number of frames, 0 (never) or 'auto' is needed")
-    video, output = Path(options.video), Path(options.output).expanduser()
-    base = output.with_suffix("") if output.suffix.lower() == ".mp4" else output / video.stem
-    for ending in (".mp4", ".jsonl", ".json"):
-        if with_ending(base, ending).resolve() == video.expanduser().resolve():
-            raise ConfigError(
-                f"--output={output}: {with_ending(base, ending)} is the video itself; name another"
-            )
+    stem = Path(options.video).stem
+    base = output_base(options.output, stem, (".mp4", ".jsonl", ".json"), {"the video": options.video})
     return Settings(base, stride, clip, options.chunk, options.top)
-
-
-def _open_video(name: str, limits: Limits) -> VideoFile:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise ConfigError(f"--video={name} is a folder: one video file is needed")
-    try:
-        return VideoFile(path, limits=limits, partial=True)
-    except VideoError as error:
-        raise ConfigError(
-            f"--video={name}: {error.reason}; needed: a video file, such as .mp4, .mkv or .webm, of at most "
-            f"{limits.frames:,} frames of at most {limits.pixels:,} pixels"
-        ) from error
-    except (VideoDataError, ImportError) as error:
-        raise ConfigError(f"--video={name}: {error}") from error
 
 
 def _grid(text: str | None) -> tuple[int, int] | None:

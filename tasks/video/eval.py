@@ -26,9 +26,9 @@ from models import trecvit
 from models.common.sharding import ShardingRules, param_shardings
 from tasks.common.config import CommandLine, make_parser, parse_command_line, to_json
 from tasks.common.errors import ConfigError, RunError, run_main, writing
-from tasks.common.figures import replacing
 from tasks.common.mesh import MeshConfig, make_mesh
 from tasks.common.resolved import atomic_write
+from tasks.common.storage import replacing
 from tasks.common.writer import read_records
 from tasks.video import metrics
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all

@@ -18,7 +18,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from tasks.common.figures import replacing, save
+from tasks.common.figures import save
+from tasks.common.storage import replacing
 
 Average = Literal["probabilities", "logits"]
 

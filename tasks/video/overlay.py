@@ -5,7 +5,6 @@ that the text keeps its share of the film. All sizes are even, as codecs want th
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,25 +12,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tasks.common.errors import ConfigError
 from tasks.common.optional import need
+from tasks.common.video.film import (
+    BACKGROUND,
+    FAINT,
+    LEAST,
+    TEXT,
+    Colour,
+    Lettering,
+    even,
+    show,
+    shown_size,
+    text_size,
+)
 
-Colour = tuple[int, int, int]
-
-_BACKGROUND: Colour = (17, 19, 24)
 _TRACK: Colour = (34, 38, 47)
 _BAR: Colour = (62, 76, 102)
 _BEST_TRACK: Colour = (42, 45, 52)
 _BEST_BAR: Colour = (196, 98, 22)
 _BEST_EDGE: Colour = (255, 164, 74)
-_TEXT: Colour = (206, 211, 220)
 _BRIGHT: Colour = (255, 255, 255)
-_FAINT: Colour = (140, 148, 161)
 
-# Pixels of the film's picture: smaller ones are enlarged until they reach the least, larger ones reduced.
-_LEAST, _MOST = 360, (1080, 1920)
 _WIDE = 1.5  # width over height from which the panel lies below
-_MOST_TEXT = 36
 
 
 class Ranked(NamedTuple):
@@ -68,16 +70,14 @@ class Layout:
     @classmethod
     def of(cls, height: int, width: int, rows: int) -> "Layout":
         """The layout for pictures of height x width pixels and so many lines."""
-        scale = max(1.0, _LEAST / min(height, width))
-        scale = min(scale, _MOST[0] / height, _MOST[1] / width)
-        shown = (max(2, _even(height * scale)), max(2, _even(width * scale)))
+        shown = shown_size(height, width)
         if shown[1] >= _WIDE * shown[0]:
-            text = _text_size(max(shown[1] / 56, shown[0] / 32))
-            panel = _even(_panel_height(text, rows))
-            return cls(shown[0] + panel, max(shown[1], 2 * _LEAST), shown, 0, shown[0], text, rows)
-        text = _text_size(shown[0] / 22)
-        whole = max(shown[0], _even(_panel_height(text, rows)))
-        return cls(whole, shown[1] + _even(19 * text), shown, shown[1], 0, text, rows)
+            text = text_size(max(shown[1] / 56, shown[0] / 32))
+            panel = even(_panel_height(text, rows))
+            return cls(shown[0] + panel, max(shown[1], 2 * LEAST), shown, 0, shown[0], text, rows)
+        text = text_size(shown[0] / 22)
+        whole = max(shown[0], even(_panel_height(text, rows)))
+        return cls(whole, shown[1] + even(19 * text), shown, shown[1], 0, text, rows)
 
     @property
     def gap(self) -> int:
@@ -88,14 +88,6 @@ class Layout:
     def row(self) -> int:
         """From one line of the panel to the next."""
         return 2 * self.text + self.gap
-
-
-def _even(size: float) -> int:
-    return 2 * round(size / 2)
-
-
-def _text_size(size: float) -> int:
-    return round(min(max(size, 15), _MOST_TEXT))
 
 
 def _panel_height(text: int, rows: int) -> int:
@@ -121,13 +113,8 @@ class Overlay:
 
     def __init__(self, height: int, width: int, rows: int, font: Path | None = None):
         self._images, self._draws = need("PIL.Image", "drawing"), need("PIL.ImageDraw", "drawing")
-        fonts = need("PIL.ImageFont", "drawing")
-        self.layout, self._plain = Layout.of(height, width, rows), font is None
-        try:
-            self._font = _font(fonts, font, self.layout.text)
-            self._small = _font(fonts, font, max(13, round(0.8 * self.layout.text)))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--font={font}: not a TrueType or OpenType font ({error})") from error
+        self.layout = Layout.of(height, width, rows)
+        self._letters = Lettering(self.layout.text, font)
         self._wrapped: dict[str, tuple[tuple[str, ...], Any]] = {}
 
     def draw(
@@ -141,13 +128,13 @@ class Overlay:
           left, right: at the head of the panel, such as the frame's number and its time.
         """
         layout = self.layout
-        film = self._images.new("RGB", (layout.width, layout.height), _BACKGROUND)
-        film.paste(self._picture(frame), self._corner())
+        film = self._images.new("RGB", (layout.width, layout.height), BACKGROUND)
+        film.paste(self._images.fromarray(show(frame, self.layout.picture)), self._corner())
         draw = self._draws.Draw(film)
         begin, end = layout.left + layout.text, layout.width - layout.text
         line = layout.top + layout.gap + layout.text
-        draw.text((begin, line), self._known(left), fill=_TEXT, font=self._small, anchor="lm")
-        draw.text((end, line), self._known(right), fill=_FAINT, font=self._small, anchor="rm")
+        draw.text((begin, line), self._letters.known(left), fill=TEXT, font=self._letters.small, anchor="lm")
+        draw.text((end, line), self._letters.known(right), fill=FAINT, font=self._letters.small, anchor="rm")
         top = layout.top + 2 * layout.text + layout.gap
         for number, each in enumerate(ranked[: layout.rows]):
             self._row(draw, (begin, top + number * layout.row, end), each, best=number == 0)
@@ -160,16 +147,6 @@ class Overlay:
         spare = layout.width - layout.picture[1] if below else layout.height - layout.picture[0]
         return (spare // 2, 0) if below else (0, spare // 2)
 
-    def _picture(self, frame: np.ndarray) -> Any:
-        picture = self._images.fromarray(np.ascontiguousarray(frame))
-        size = (self.layout.picture[1], self.layout.picture[0])
-        if picture.size == size:
-            return picture
-        resampling = self._images.Resampling
-        # Far enlarged, sharp pixels look better than blurred ones.
-        far = size[0] >= 3 * picture.width
-        return picture.resize(size, resampling.NEAREST if far else resampling.BICUBIC)
-
     def _row(self, draw: Any, place: tuple[int, int, int], ranked: Ranked, best: bool) -> None:
         begin, top, end = place
         text, bottom = self.layout.text, place[1] + 2 * self.layout.text
@@ -180,11 +157,13 @@ class Overlay:
             draw.rectangle((begin, top, filled, bottom), fill=_BEST_BAR if best else _BAR)
         if best:
             draw.rectangle((begin, top, end, bottom), outline=_BEST_EDGE, width=max(2, text // 8))
-        colour, middle = _BRIGHT if best else _TEXT, top + text
+        colour, middle = _BRIGHT if best else TEXT, top + text
         percent = f"{100 * share:.1f} %"
-        draw.text((end - self.layout.gap, middle), percent, fill=colour, font=self._font, anchor="rm")
+        draw.text(
+            (end - self.layout.gap, middle), percent, fill=colour, font=self._letters.regular, anchor="rm"
+        )
         lines, font = self._lines(
-            ranked.name, end - begin - 3 * self.layout.gap - round(self._length("100.0 %"))
+            ranked.name, end - begin - 3 * self.layout.gap - round(self._letters.length("100.0 %"))
         )
         for number, line in enumerate(lines):
             at = top + round(2 * text * (number + 0.5) / len(lines))
@@ -193,23 +172,14 @@ class Overlay:
                 (begin + self.layout.gap, at), line, fill=colour, font=font, anchor="lm", stroke_width=stroke
             )
 
-    def _length(self, text: str, small: bool = False) -> float:
-        return float((self._small if small else self._font).getlength(text))
-
-    def _known(self, text: str) -> str:
-        """The text in letters the font has, on one line."""
-        text = " ".join(text.split())
-        if not self._plain:
-            return text
-        letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-        return "".join(letters).encode("ascii", "replace").decode()
-
     def _lines(self, name: str, room: int) -> tuple[tuple[str, ...], Any]:
         """A name on one line, or smaller on two, cut if it is longer still."""
         if name not in self._wrapped:
-            known = self._known(name)
-            fits = self._length(known) <= room
-            self._wrapped[name] = ((known,), self._font) if fits else (self._wrap(known, room), self._small)
+            known = self._letters.known(name)
+            fits = self._letters.length(known) <= room
+            self._wrapped[name] = (
+                ((known,), self._letters.regular) if fits else (self._wrap(known, room), self._letters.small)
+            )
         return self._wrapped[name]
 
     def _wrap(self, name: str, room: int) -> tuple[str, ...]:
@@ -217,14 +187,9 @@ class Overlay:
         while rest:
             word, _, after = rest.partition(" ")
             longer = f"{first} {word}".strip()
-            if self._length(longer, small=True) > room:
+            if self._letters.length(longer, small=True) > room:
                 break
             first, rest = longer, after
         lines = [line for line in (first, rest) if line]
-        while len(lines[-1]) > 3 and self._length(lines[-1], small=True) > room:
-            lines[-1] = lines[-1].removesuffix("...")[:-1].rstrip() + "..."
+        lines[-1] = self._letters.shortened(lines[-1], room, small=True)
         return tuple(lines)
-
-
-def _font(fonts: Any, path: Path | None, size: int) -> Any:
-    return fonts.load_default(size=size) if path is None else fonts.truetype(str(path), size)

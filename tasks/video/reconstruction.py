@@ -16,10 +16,10 @@ from tasks.common.data import Batches
 from tasks.common.errors import writing
 from tasks.common.job import Hook
 from tasks.common.mesh import put_whole_batch
+from tasks.common.video.sheet import write_sheet
 from tasks.video.augment import AugmentConfig, prepare_eval
 from tasks.video.config import MAETrainConfig
 from tasks.video.data import VideoData
-from tasks.video.data.sheet import write_sheet
 from tasks.video.losses import mae_loss
 
 _SHOWN = 4  # clips of a picture

@@ -16,19 +16,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models import trecvit
 from models.common.shapes import Params
 from tasks.common.errors import RunError
 from tasks.common.guard import StopSignal
 from tasks.common.progress import clock
+from tasks.common.video.command import with_ending
+from tasks.common.video.decoding import VideoFile
+from tasks.common.video.encoding import Mp4Writer
+from tasks.common.video.errors import VideoDataError, VideoError
+from tasks.common.video.frames import Window
+from tasks.common.video.packets import VideoInfo
+from tasks.common.video.progress import frames_bar
 from tasks.video.augment import AugmentConfig, prepare_eval
-from tasks.video.data.decoding import VideoFile
-from tasks.video.data.encoding import Mp4Writer
-from tasks.video.data.errors import VideoDataError, VideoError
-from tasks.video.data.frames import Window
-from tasks.video.data.packets import VideoInfo
 from tasks.video.overlay import Overlay, Ranked
 
 
@@ -49,11 +50,6 @@ class Settings:
     restart: int
     chunk: int
     top: int
-
-
-def with_ending(base: Path, ending: str) -> Path:
-    """The path of one of the written files, such as base.jsonl."""
-    return base.with_name(base.name + ending)
 
 
 class StreamClassifier:
@@ -246,11 +242,11 @@ class Classification:
           OSError: the files cannot be written.
         """
         begin = time.perf_counter()
-        with StopSignal().listening() as signal, self._progress() as progress:
+        with StopSignal().listening() as signal, frames_bar(self._console) as progress:
             # What lies between the frames that the model sees is decoded for the film only.
             step = self._settings.stride if self._files.film is None else 1
             total = len(range(0, self._video.info.frames, step))
-            task = progress.add_task("classifying", total=total, best="")
+            task = progress.add_task("classifying", total=total, note="")
             frames = self._video.stream(step)
             for index in range(0, self._video.info.frames, step):
                 try:
@@ -260,7 +256,7 @@ class Classification:
                     self.stopped = f"frame {index} cannot be decoded: {reason}"
                     break
                 self._add(index, picture)
-                progress.update(task, advance=1, best=self._best())
+                progress.update(task, advance=1, note=self._best())
                 if signal.name is not None:
                     self.stopped, self.interrupted = f"interrupted by {signal.name}", True
                     break
@@ -337,15 +333,3 @@ class Classification:
 
     def _best(self) -> str:
         return f"{100 * self._ranked[0].probability:.0f} % {self._ranked[0].name}" if self._ranked else ""
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[best]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )

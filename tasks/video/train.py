@@ -24,10 +24,10 @@ from tasks.common.job import Job, RunData
 from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
 from tasks.common.state import TrainState
+from tasks.common.video.sheet import write_sheet
 from tasks.video.augment import augment, augment_frames
 from tasks.video.config import SCHEMA, VIDEO_FREE_KEYS, VideoConfig, freeze_all
 from tasks.video.data import VideoData, open_video_data
-from tasks.video.data.sheet import write_sheet
 from tasks.video.losses import LossFn, mae_loss_fn, video_loss_fn
 from tasks.video.reports import make_callbacks, make_evaluators, print_summary
 from tasks.video.trained import initial_params, write_classes

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from models import trecvit
+from models.common.official import read_leaves, read_npz
 from models.common.params import check_params
 from models.common.shapes import Params
 from models.trecvit.parameters import param_specs
@@ -141,7 +142,7 @@ def initial_params(cfg: VideoConfig) -> Params:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Name -> array of an .npz or .safetensors file; nothing in it is executed."""
     if path.suffix != ".safetensors":
-        return trecvit.convert.read_npz(path)
+        return read_npz(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -187,5 +188,5 @@ def _from_file(
     head = {n: s for n, s in param_specs(config).items() if n.startswith("head/") and s.official}
     shapes = {name: np.shape(array) for name, array in flat.items()}
     if head and all(shapes.get(spec.official) == spec.stored_shape for spec in head.values()):
-        return params | trecvit.convert.read_leaves(head, flat)
+        return params | read_leaves(head, flat)
     return params

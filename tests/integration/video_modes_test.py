@@ -23,10 +23,10 @@ from tasks.common import loop
 from tasks.common.checkpoint import load_params
 from tasks.common.config import make_parser, parse_command_line
 from tasks.common.errors import ConfigError, Stopped
+from tasks.common.video.sheet import write_sheet
 from tasks.video import eval as evaluation
 from tasks.video import train
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all
-from tasks.video.data.sheet import write_sheet
 from tasks.video.trained import initial_params
 from tests.integration.video_runs import (
     BATCH,

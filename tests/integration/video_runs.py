@@ -18,7 +18,7 @@ from tasks.common.checkpoint import load_params
 from tasks.common.writer import read_records
 from tasks.video import eval as evaluation
 from tasks.video import train
-from tests.tasks.video.video_files import write_video
+from tests.tasks.common.video.video_files import write_video
 
 CLASSES = (
     "Dropping something",

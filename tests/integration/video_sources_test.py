@@ -27,7 +27,7 @@ from tests.integration.video_runs import (
     write_films,
     write_folder,
 )
-from tests.tasks.video.video_files import write_video
+from tests.tasks.common.video.video_files import write_video
 
 pytestmark = pytest.mark.usefixtures("programs")
 BOTH = (("train", TRAIN), ("validation", HELD_OUT))

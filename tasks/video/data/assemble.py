@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data import Batches
+from tasks.common.video.errors import VideoDataError
+from tasks.common.video.progress import progress_bar
+from tasks.common.video.skips import SkipReport
 from tasks.video.data import generated, layouts, lists
 from tasks.video.data.config import VideoDataConfig
-from tasks.video.data.errors import VideoDataError
-from tasks.video.data.examples import SkipReport, TestViews, TrainClips, train_batches
+from tasks.video.data.examples import TestViews, TrainClips, train_batches
 from tasks.video.data.lists import Listing
-from tasks.video.data.progress import progress_bar
 from tasks.video.data.records import RecordVideos
 from tasks.video.data.sources import FileVideos, TfdsVideos, Videos, VideoSubset
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.video.data.decoding import Limits
-from tasks.video.data.frames import Fit
+from tasks.common.video.decoding import Limits
+from tasks.common.video.frames import Fit
 from tasks.video.data.generated import MotionConfig
 from tasks.video.data.motion import DEFAULT_PAIRS
 from tasks.video.data.sampling import Mode, Pad, Sampling

@@ -5,74 +5,21 @@ function of (seed, k): the order names the draw, and the draw, the video and the
 which window are taken. A video that cannot be read is replaced by the next in the list that can.
 """
 
-import json
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
 from tasks.common.data import Batches
-from tasks.video.data.errors import VideoDataError, VideoError
-from tasks.video.data.frames import Fit, Window, read_window
+from tasks.common.epochs import EpochOrder
+from tasks.common.video.errors import VideoDataError, VideoError
+from tasks.common.video.frames import Fit, Window, read_window
+from tasks.common.video.skips import SkipReport
 from tasks.video.data.sampling import Sampling, crop_position, draw_rng
 from tasks.video.data.sources import Videos
 
-_log = logging.getLogger(__name__)
 _MOST_REPLACED = 100
-
-
-class SkipReport:
-    """Which videos could not be read, and why. Several processes may add to one file.
-
-    Args:
-        path: a file of JSON lines, which processes append to; None: only this process's are known.
-    """
-
-    def __init__(self, path: Path | None = None):
-        self.path = path
-        self._seen: dict[str, str] = {}
-
-    def add(self, error: VideoError) -> None:
-        """Notes a video, once."""
-        if error.name in self._seen:
-            return
-        self._seen[error.name] = error.reason
-        _log.warning("left out: %s", error)
-        if self.path is None:
-            return
-        line = json.dumps({"name": error.name, "reason": error.reason}) + "\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # One short write in append mode: lines of several processes do not mix.
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as problem:
-            _log.warning("could not write %s: %s", self.path, problem)
-
-    def known(self, name: str) -> bool:
-        """Whether this process has found that video unreadable."""
-        return name in self._seen
-
-    def read(self) -> dict[str, str]:
-        """Name -> reason, of this process and of those that wrote to the file."""
-        found = dict(self._seen)
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text("utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                    found.setdefault(str(record["name"]), str(record["reason"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut off by a kill
-        return found
 
 
 @dataclass(frozen=True)
@@ -138,55 +85,18 @@ class TrainClips:
         return rng.permutation(frames) if self.shuffled else frames
 
 
-@dataclass(frozen=True)
-class VideoOrder:
-    """The order of training: batch k -> indices of its rows, for `Batches`.
-
-    Every epoch is a new permutation of all videos, batches running on across its end. With repeats, an epoch
-    shows every video that many times in a row, drawn anew each time (repeated augmentation).
-
-    videos, batch_size: how many.
-    seed: of the shuffle.
-    repeats: times in a row, at least 1.
-    """
-
-    videos: int
-    batch_size: int
-    seed: int
-    repeats: int = 1
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats = {self.repeats}: must be at least 1")
-
-    @cached_property
-    def _shuffled(self) -> Any:
-        return grain.MapDataset.range(self.videos).shuffle(seed=self.seed % 2**32).repeat()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_shuffled"}
-
-    def __call__(self, k: int) -> list[int]:
-        rows = []
-        for position in range(k * self.batch_size, (k + 1) * self.batch_size):
-            shown, repeat = divmod(position, self.repeats)
-            draw = shown // self.videos * self.repeats + repeat
-            rows.append(draw * self.videos + int(self._shuffled[shown]))
-        return rows
-
-
 def train_batches(clips: TrainClips, batch_size: int, *, repeats: int = 1) -> Batches:
     """The endless sequence of global batches of training clips.
 
     Args:
         clips: the examples.
         batch_size: rows of a global batch.
-        repeats: see `VideoOrder`.
+        repeats: see `EpochOrder`.
 
     Raises:
         ValueError: batch_size or repeats below 1.
     """
-    order = VideoOrder(len(clips), batch_size, clips.seed, repeats)
+    order = EpochOrder(len(clips), batch_size, clips.seed, repeats)
     return Batches(clips, batch_size, clips.seed, order)
 
 

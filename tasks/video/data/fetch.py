@@ -28,12 +28,12 @@ from jaxtyping import UInt8
 from tasks.common.archives import members
 from tasks.common.packages import download, find_package
 from tasks.common.storage import write_atomically
-from tasks.video.data.decoding import VideoFile
-from tasks.video.data.encoding import encode_mp4
-from tasks.video.data.errors import VideoDataError
+from tasks.common.video.decoding import VideoFile
+from tasks.common.video.encoding import encode_mp4
+from tasks.common.video.errors import VideoDataError
+from tasks.common.video.frames import Window
+from tasks.common.video.storage import write_json
 from tasks.video.data.films import FILMS, Film
-from tasks.video.data.frames import Window
-from tasks.video.data.storage import write_json
 
 SOURCES_FILE = "sources.json"
 TASKS = {"arrow": ("forward", "reversed"), "speed": ("1x", "2x", "4x")}

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from tasks.common.optional import need
+from tasks.common.photographs import SPLITS, Texturer, photographs_digest
 from tasks.common.units import run_units
-from tasks.video.data.encoding import CODEC, encode_mp4
-from tasks.video.data.errors import VideoDataError
+from tasks.common.video.encoding import CODEC, encode_mp4
+from tasks.common.video.errors import VideoDataError
+from tasks.common.video.storage import checksum, read_json, write_json
 from tasks.video.data.motion import DEFAULT_PAIRS, VERSION, class_names, render_clip
-from tasks.video.data.photographs import SPLITS, Texturer, photographs_digest
-from tasks.video.data.storage import checksum, read_json, write_json
 
 FORMAT = "foxtrot-motion"
 MANIFEST = "manifest.json"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.video.data.decoding import VIDEO_ENDINGS
-from tasks.video.data.errors import VideoDataError
+from tasks.common.video.decoding import VIDEO_ENDINGS
+from tasks.common.video.errors import VideoDataError
+from tasks.common.video.storage import read_json
 from tasks.video.data.lists import Listing, checked, hint
-from tasks.video.data.storage import read_json
 
 SPLITS = ("train", "validation", "test")
 

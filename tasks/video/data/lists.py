@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from configs.common import nearest
-from tasks.video.data.decoding import VIDEO_ENDINGS
-from tasks.video.data.errors import VideoDataError
-from tasks.video.data.storage import read_json
+from tasks.common.video.decoding import VIDEO_ENDINGS
+from tasks.common.video.errors import VideoDataError
+from tasks.common.video.storage import read_json
 
 _PATH_NAMES = {"path", "video", "file", "filename", "video_path", "clip", "name", "video_name"}
 _LABEL_NAMES = {"label", "class", "category", "target", "label_id", "action"}

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from tasks.video.data.photographs import Texturer
+from tasks.common.photographs import Texturer
 
 VERSION = 1  # of the pictures: raise it with any change that alters one
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from tasks.common.optional import need
-from tasks.video.data.decoding import Limits
-from tasks.video.data.errors import VideoDataError, VideoError
-from tasks.video.data.frames import Clip, FileClip, JpegClip
+from tasks.common.video.decoding import Limits
+from tasks.common.video.errors import VideoDataError, VideoError
+from tasks.common.video.frames import Clip, FileClip, JpegClip
 from tasks.video.data.lists import Listing
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"

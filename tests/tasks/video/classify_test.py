@@ -19,14 +19,14 @@ from jax import numpy as jnp
 from models import trecvit
 from tasks.common.config import load_config, save_resolved, to_json
 from tasks.common.errors import CheckpointError, ConfigError, RunError
+from tasks.common.video.decoding import Limits, VideoFile
+from tasks.common.video.encoding import Mp4Writer
+from tasks.common.video.frames import Window
 from tasks.video import classify
 from tasks.video.augment import AugmentConfig, prepare_eval
 from tasks.video.classify import main
-from tasks.video.data.decoding import Limits, VideoFile
-from tasks.video.data.encoding import Mp4Writer
-from tasks.video.data.frames import Window
 from tasks.video.trained import TrainedModel
-from tests.tasks.video.video_files import mark_rotated, write_empty_video, write_sound, write_video
+from tests.tasks.common.video.video_files import mark_rotated, write_empty_video, write_sound, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZE, CLASSES = 32, 10

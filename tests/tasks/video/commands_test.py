@@ -22,7 +22,7 @@ from tasks.video.evaluators import class_names
 from tasks.video.reconstruction import _to_frames
 from tasks.video.reports import final_figures, print_figures, print_summary
 from tasks.video.trained import initial_params, open_model, read_classes, write_classes
-from tests.tasks.video.video_files import numbered_frames, write_video
+from tests.tasks.common.video.video_files import numbered_frames, write_video
 
 SMALL = (
     "--config.model.width=32",

@@ -16,7 +16,7 @@ from tasks.video.data.__main__ import main
 from tasks.video.data.fetch import FRAMES, fetch, windows
 from tasks.video.data.films import FILMS
 from tests.tasks.common.package_files import write_deb, write_wheel
-from tests.tasks.video.video_files import number_of, numbered_frames, write_video
+from tests.tasks.common.video.video_files import number_of, numbered_frames, write_video
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.common.epochs import EpochOrder
+from tasks.common.video.skips import SkipReport
 from tasks.video.data import VideoData, VideoDataConfig, VideoDataError, VideoTimeout, open_video_data
-from tasks.video.data.examples import SkipReport, VideoOrder
-from tests.tasks.video.video_files import number_of, numbered_frames, write_video
+from tests.tasks.common.video.video_files import number_of, numbered_frames, write_video
 
 COUNT = 10
 
@@ -69,7 +70,7 @@ def test_repeats_show_a_video_several_times_in_a_row(folder: Path) -> None:
     assert any(
         not np.array_equal(a, b) for a, b in zip(batch["frames"][::2], batch["frames"][1::2], strict=True)
     )
-    order = VideoOrder(7, 5, seed=3, repeats=2)
+    order = EpochOrder(7, 5, seed=3, repeats=2)
     rows = [r for k in range(28) for r in order(k)]
     assert len(set(rows)) == len(rows)  # no draw of a video comes twice
     assert pickle.loads(pickle.dumps(order))(4) == order(4)

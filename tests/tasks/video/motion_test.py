@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.video.data import generated, photographs
-from tasks.video.data.decoding import VideoFile
-from tasks.video.data.encoding import encode_mp4
-from tasks.video.data.errors import VideoDataError
+from tasks.common import photographs
+from tasks.common.photographs import SPLITS, Texturer
+from tasks.common.video.decoding import VideoFile
+from tasks.common.video.encoding import encode_mp4
+from tasks.common.video.errors import VideoDataError
+from tasks.video.data import generated
 from tasks.video.data.generated import MANIFEST, MotionConfig, cached, generate, make_clip, verify_generated
 from tasks.video.data.motion import PAIRS, class_names, render_clip, state_order
-from tasks.video.data.photographs import SPLITS, Texturer
 
 SIZE, FRAMES = 32, 16
 

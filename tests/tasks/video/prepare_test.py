@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.common.video import shards as module
+from tasks.common.video.frame_records import pack_record, unpack_record
+from tasks.common.video.shards import MANIFEST
 from tasks.video.data import VideoDataConfig, VideoDataError, VideoError, open_video_data
-from tasks.video.data import prepare as module
 from tasks.video.data.prepare import PrepareConfig, prepare
-from tasks.video.data.records import MANIFEST, RecordVideos, pack_record, unpack_record
+from tasks.video.data.records import RecordVideos
 from tasks.video.data.sources import TfdsVideos, Videos
-from tests.tasks.video.video_files import jpeg, number_of, numbered_frames, write_video
+from tests.tasks.common.video.video_files import jpeg, number_of, numbered_frames, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNT = 9

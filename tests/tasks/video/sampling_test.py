@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tasks.video.data.errors import VideoError
-from tasks.video.data.frames import JpegClip, Window, read_window
+from tasks.common.video.errors import VideoError
+from tasks.common.video.frames import JpegClip, Window, read_window
 from tasks.video.data.sampling import Sampling, crop_position, draw_rng
-from tests.tasks.video.video_files import jpeg, numbered_frames
+from tests.tasks.common.video.video_files import jpeg, numbered_frames
 
 
 @pytest.mark.parametrize("frames", [16, 32, 64])

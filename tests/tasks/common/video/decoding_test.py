@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.video.data.decoding import Limits, VideoFile, probe
-from tasks.video.data.errors import VideoError, VideoTimeout
-from tests.tasks.video.video_files import (
+from tasks.common.video.decoding import Limits, VideoFile, probe
+from tasks.common.video.errors import VideoError, VideoTimeout
+from tests.tasks.common.video.video_files import (
     mark_rotated,
     number_of,
     numbered_frames,
@@ -209,6 +209,13 @@ def test_a_stream_gives_all_frames_in_order(videos: dict[str, Path], name: str) 
             video.stream(0)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_stream_may_begin_at_any_frame(videos: dict[str, Path], name: str) -> None:
+    with VideoFile(videos[name]) as video:
+        for start, step in ((COUNT - 1, 1), (13, 1), (29, 4), (0, 3), (COUNT, 1)):
+            assert [number_of(f) for f in video.stream(step, start)] == list(range(start, COUNT, step))
+
+
 def test_a_stream_shows_what_is_on_the_screen_upright(tmp_path: Path) -> None:
     stamps = [0, 1, 2, 3, 4, 14, 15, 16, 17, 27, 28, 29]
     path = mark_rotated(write_video(tmp_path / "phone.mp4", numbered_frames(12), stamps=stamps), 90)
@@ -217,6 +224,8 @@ def test_a_stream_shows_what_is_on_the_screen_upright(tmp_path: Path) -> None:
         for step in (1, 3):
             wanted = other.read(range(0, other.info.frames, step))
             for streamed, read in zip(video.stream(step), wanted, strict=True):
+                np.testing.assert_array_equal(streamed, read)
+            for streamed, read in zip(video.stream(step, 2 * step), wanted[2:], strict=True):
                 np.testing.assert_array_equal(streamed, read)
         assert wanted[0].shape == (48, 32, 3)
 

@@ -1,4 +1,4 @@
-"""The progress bar of long preparations."""
+"""Progress bars: of long preparations, and of a video's way through a model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,3 +22,18 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int, int], None]]:
             bar.update(task, completed=done, total=max(total, 1))
 
         yield update
+
+
+def frames_bar(console: Console) -> Progress:
+    """A bar for frames of one video, with the time left and the task field `note` at its end; quiet where
+    there is no terminal, and gone when it is done."""
+    return Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

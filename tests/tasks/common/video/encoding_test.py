@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.video.data.decoding import VideoFile
-from tasks.video.data.encoding import Mp4Writer
-from tests.tasks.video.video_files import number_of, numbered_frames
+from tasks.common.video.decoding import VideoFile
+from tasks.common.video.encoding import Mp4Writer
+from tests.tasks.common.video.video_files import number_of, numbered_frames
 
 
 @pytest.mark.parametrize("codec", [None, "mpeg4"])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
-from tasks.video.data.errors import VideoDataError
+from tasks.common.video.errors import VideoDataError
 
 # (package, file below it)
 TRAIN = tuple(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.storage import write_atomically
-from tasks.video.data.errors import VideoDataError
+from tasks.common.video.errors import VideoDataError
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tasks.common.optional import need
-from tasks.video.data.errors import VideoError
+from tasks.common.video.errors import VideoError
 
 
 @dataclass(frozen=True)

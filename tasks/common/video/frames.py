@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
-from tasks.video.data.decoding import Limits, VideoFile
-from tasks.video.data.errors import VideoError
+from tasks.common.video.decoding import Limits, VideoFile
+from tasks.common.video.errors import VideoError
 
 Fit = Literal["crop", "stretch"]
 

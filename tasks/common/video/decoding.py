@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from tasks.common.optional import need
-from tasks.video.data.errors import VideoError, VideoTimeout
-from tasks.video.data.packets import VideoInfo, read_packets
+from tasks.common.video.errors import VideoError, VideoTimeout
+from tasks.common.video.packets import VideoInfo, read_packets
 
 VIDEO_ENDINGS = (
     ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
@@ -136,14 +136,15 @@ class VideoFile:
             raise self._named(error) from error
         return [arrays[int(picture)] for picture in pictures]
 
-    def stream(self, step: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    def stream(self, step: int = 1, start: int = 0) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """All frames in order, one at a time: those that `read` gives, in constant memory.
 
-        The file is decoded once from its start, without seeking. The limits on time and on decoded frames
-        count from one frame to the next. Do not `read` between two frames.
+        The file is decoded once, from its start or the key frame before `start`. The limits on time and on
+        decoded frames count from one frame to the next. Do not `read` between two frames.
 
         Args:
-            step: every so many frames only: 0, step, 2 step, ...
+            step: every so many frames only: start, start + step, ...
+            start: the first one.
 
         Yields:
             RGB, rotated. Where a picture stays on the screen it is the same array again.
@@ -155,23 +156,23 @@ class VideoFile:
         """
         if step < 1:
             raise ValueError(f"step = {step}: must be at least 1")
-        return self._stream_from_start(step)
+        return self._stream_from(start, step)
 
-    def _stream_from_start(self, step: int) -> Iterator[np.ndarray]:
+    def _stream_from(self, start: int, step: int) -> Iterator[np.ndarray]:
         shown, picture_array = -1, np.zeros((0, 0, 3), np.uint8)
-        for index in range(0, self.info.frames, step):
+        for index in range(start, self.info.frames, step):
             picture = int(self._pictures(np.asarray([index], np.int64))[0])
             if picture != shown:
-                picture_array, shown = self._following(picture, first=index == 0), picture
+                picture_array, shown = self._following(picture, first=index == start), picture
             yield picture_array
 
     def _following(self, picture: int, first: bool) -> np.ndarray:
-        """The RGB array of a later picture than those decoded so far; of the `first`, after rewinding."""
+        """The RGB array of a later picture than those decoded so far; of the `first`, after seeking."""
         self._deadline = time.monotonic() + self._limits.seconds
         try:
             if first:
-                self._seek(0)
-            frame, _ = self._forward_to(picture, self._limits.decoded, again=False)
+                self._seek(picture)
+            frame, _ = self._forward_to(picture, self._limits.decoded, again=first)
             return self._array(frame, picture)
         except (self._av.FFmpegError, OSError, UnicodeDecodeError) as error:
             raise self._named(error) from error
