@@ -3,6 +3,7 @@
 from kernels.linear_scan.api import explain, linear_scan, rglru_scan
 from kernels.linear_scan.config import DECAY_SCALE, RESIDUAL_NAMES
 from kernels.linear_scan.rglru import input_scale, log_decay, sqrt_clip
+from kernels.linear_scan.sharded import sharded_linear_scan, sharded_rglru_scan
 
 __all__ = [
     "DECAY_SCALE",
@@ -12,5 +13,7 @@ __all__ = [
     "linear_scan",
     "log_decay",
     "rglru_scan",
+    "sharded_linear_scan",
+    "sharded_rglru_scan",
     "sqrt_clip",
 ]

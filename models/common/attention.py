@@ -5,9 +5,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 AttentionImplementation = Literal["xla", "cudnn"]
+
+
+Mask = Bool[Array, "B #P P"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -16,38 +19,63 @@ def attend(
     k: Float[Array, "B P N H"],
     v: Float[Array, "B P N H"],
     implementation: AttentionImplementation | None = None,
+    mask: Mask | None = None,
 ) -> Float[Array, "B P N H"]:
-    """softmax(q k^T / sqrt(H)) v, unmasked.
+    """softmax(q k^T / sqrt(H)) v.
 
     Args:
       implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype.
+      mask: [B, queries or 1, keys], False where a query does not see a key: its weight is exactly 0. Every
+        query must see a key. None: all are seen.
     """
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+    return _attended(q, k, v, mask, implementation)
+
+
+def _attended(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    implementation: AttentionImplementation | None,
+    lengths: Array | None = None,
+) -> Array:
+    options: dict[str, Any] = {} if lengths is None else {"key_value_seq_lengths": lengths}
+    if mask is not None:
+        if implementation == "cudnn":  # it broadcasts over heads only
+            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[1], k.shape[1]))
+        options["mask"] = mask[:, None]
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation, **options)
 
 
 def _forward(
-    q: Array, k: Array, v: Array, implementation: AttentionImplementation | None
+    q: Array,
+    k: Array,
+    v: Array,
+    implementation: AttentionImplementation | None,
+    mask: Array | None,
 ) -> tuple[Array, Any]:
     tokens = q.shape[1]
     odd = implementation == "cudnn" and tokens % 2
 
     def padded(q: Array, k: Array, v: Array) -> Array:
         if not odd:
-            return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+            return _attended(q, k, v, mask, implementation)
         # JAX has cuDNN differentiate even lengths only: one more token, which nothing attends to.
-        longer = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        q1, k1, v1 = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        wider = mask
+        if wider is not None:
+            full = jnp.broadcast_to(wider, (q.shape[0], tokens, tokens))
+            wider = jnp.pad(full, ((0, 0), (0, 1), (0, 1)), constant_values=True)
         lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
-        return jax.nn.dot_product_attention(
-            *longer, key_value_seq_lengths=lengths, implementation=implementation
-        )[:, :tokens]
+        return _attended(q1, k1, v1, wider, implementation, lengths)[:, :tokens]
 
     return jax.vjp(padded, q, k, v)
 
 
 def _backward(
     implementation: AttentionImplementation | None, pullback: Any, cotangent: Array
-) -> tuple[Array, Array, Array]:
-    return pullback(cotangent)
+) -> tuple[Array, Array, Array, None]:
+    return *pullback(cotangent), None
 
 
 attend.defvjp(_forward, _backward)

@@ -6,12 +6,13 @@ and `unstack_layers` are the only place where that happens.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from models.common.shapes import Params
 
@@ -164,3 +165,35 @@ def check_params(specs: Mapping[str, Any], params: Params, config: object) -> No
     found = {name: leaf.shape for name, leaf in flatten_names(params).items()}
     if difference := list_differences(expected, found):
         raise ValueError(f"the parameters are not those of this {type(config).__name__}:\n{difference}")
+
+
+def mask_names(params: Params, rule: Callable[[str], bool]) -> Params:
+    """Tree of bool: what `rule` says of every flat name."""
+    return unflatten_names({name: bool(rule(name)) for name in flatten_names(params)})
+
+
+def decay_mask(params: Params) -> Params:
+    """Tree of bool: True where weight decay applies.
+
+    All kernels (linear, gate, convolution); no bias, norm, position, token, nor the decay rates of the
+    recurrence. The paper gives a rate and not where it applies; this is the usual choice for ViTs.
+    """
+    return mask_names(params, lambda name: name.endswith("/kernel"))
+
+
+def cast_params(params: Params, dtype: DTypeLike) -> Params:
+    """What `apply` casts to `dtype` at every call, cast once: half the bytes to read, and the same results.
+
+    These are kernels and biases of linear maps and the kernels of the gates. The rest is used in its own
+    dtype: the gates' biases, the convolution, norms, decay rates, positions, tokens and queries.
+    """
+    flat = flatten_names(params)
+
+    def is_cast(name: str) -> bool:
+        group, _, last = name.rpartition("/")
+        module = group.rpartition("/")[2]
+        if module == "conv" or f"{group}/kernel" not in flat:
+            return False
+        return last == "kernel" or module not in ("input_gate", "a_gate")
+
+    return unflatten_names({name: x.astype(dtype) if is_cast(name) else x for name, x in flat.items()})

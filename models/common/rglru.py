@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from kernels.linear_scan import input_scale, linear_scan, log_decay, rglru_scan
+from kernels.linear_scan import input_scale, linear_scan, log_decay, rglru_scan, sharded_rglru_scan
 from models.common.block_diagonal import block_diagonal
 from models.common.layers import at_least_float32, linear, recomputed, rms_norm
 from models.common.shapes import Params
-from models.common.sharding import gathered, per_shard
+from models.common.sharding import gathered, per_shard, time_axis
+from models.common.temporal_conv import temporal_conv
 from models.common.vit import ZEROS, Init, Key, ParamSpec, gelu, grouped, linear_specs
 
 NORM_EPS = 1e-6
@@ -69,11 +71,15 @@ def frame_positions(like: Array, length: Int[Array, " B"] | None, reset: Array |
     """
     zeros = jnp.zeros_like(like[(slice(None), slice(None), *[0] * (like.ndim - 2))], dtype=jnp.int32)
     index = zeros + jnp.arange(like.shape[1], dtype=jnp.int32)
-    past = zeros[:, 0] if length is None else length
+    past = 0 if length is None else length[:, None]
     if reset is None:
-        return past[:, None] + index
-    latest = jax.lax.cummax(jnp.where(reset, index, -1), axis=1)
-    return jnp.where(latest < 0, past[:, None] + index, index - latest)
+        return past + index
+    if (axis := time_axis(like)) is not None:  # where the latest start lies needs all frames
+        reset = jax.sharding.reshard(reset, PartitionSpec(jax.typeof(like).sharding.spec[0]))
+    latest = jax.lax.cummax(jnp.where(reset, jnp.arange(like.shape[1], dtype=jnp.int32), -1), axis=1)
+    if axis is not None:
+        latest = jax.sharding.reshard(latest, jax.typeof(index).sharding.spec)
+    return jnp.where(latest < 0, past + index, index - latest)
 
 
 def rg_lru(
@@ -101,6 +107,8 @@ def rg_lru(
     """
     gate_x = block_diagonal(x, params["input_gate"], dtype)
     gate_a = block_diagonal(x, params["a_gate"], dtype)
+    if (axis := time_axis(x)) is not None:
+        return _split_scan(x, gate_x, gate_a, params, positions == 0, state, axis, implementation)
     # Axis 0 must be the batch for `per_shard`, so the channels' parameters get one copy per row.
     names = [name for name in ("a_param", "a_imag_param") if name in params]
     rows = [jnp.broadcast_to(gathered(params[name]), (x.shape[0], *params[name].shape)) for name in names]
@@ -141,6 +149,34 @@ def _real_scan(
     return out.reshape(x.shape).astype(x.dtype), last.reshape(x.shape[0], *x.shape[2:])
 
 
+def _split_scan(
+    x: Array,
+    gate_x: Array,
+    gate_a: Array,
+    params: Params,
+    starts: Array,
+    h: Array | None,
+    axis: str,
+    implementation: Implementation,
+) -> tuple[Array, Array]:
+    """Of frames that are split over a mesh axis: devices exchange their last states (TAPNext++)."""
+    if "a_imag_param" in params:
+        raise ValueError(
+            "frames are split over the mesh: the complex recurrence needs them whole (mesh.time = 1)"
+        )
+    out, last = sharded_rglru_scan(
+        _flat(x),
+        _flat(gate_x),
+        _flat(gate_a),
+        jnp.tile(gathered(params["a_param"]), math.prod(x.shape[2:-1])),
+        None if h is None else h.reshape(h.shape[0], -1),
+        starts,
+        axis=axis,
+        implementation=implementation,
+    )
+    return out.reshape(x.shape).astype(x.dtype), last.reshape(x.shape[0], *x.shape[2:])
+
+
 def _complex_scan(
     x: Array,
     gate_x: Array,
@@ -169,43 +205,6 @@ def _as_complex(x: Array) -> Array:
 
 def _as_halves(z: Array) -> Array:
     return jnp.concatenate([z.real, z.imag], axis=-1)
-
-
-def temporal_conv(
-    x: Float[Array, "B T *P E"],
-    params: Params,
-    positions: Int[Array, "B T"],
-    cache: Float[Array, "B taps *P E"] | None = None,
-) -> tuple[Float[Array, "B T *P E"], Float[Array, "B taps *P E"]]:
-    """Causal depthwise convolution: out_t = b + sum_s w[J-1-s] x_{t-s}, s = 0 .. J-1, within the segment.
-
-    Args:
-      params: "kernel" [J, E], whose last row multiplies the current frame, and "bias" [E].
-      positions: tap s counts where positions >= s.
-      cache: the J - 1 raw inputs before the call; None = zeros.
-
-    Returns:
-      (output in x's dtype, computed in float32; the cache after the call, for chunks of any length).
-    """
-    kernel, bias = gathered(params["kernel"]), gathered(params["bias"])
-    taps, frames = kernel.shape[0], x.shape[1]
-    if cache is None:
-        padding = [(0, 0)] * x.ndim
-        padding[1] = (taps - 1, 0)
-        padded = jnp.pad(x, padding)
-    else:
-        padded = jnp.concatenate([cache.astype(x.dtype), x], axis=1)
-
-    @recomputed
-    def convolved(padded: Array, kernel: Array, bias: Array, positions: Array) -> Array:
-        total = bias
-        for s in range(taps):
-            tap = at_least_float32(padded[:, taps - 1 - s : taps - 1 - s + frames])
-            inside = (positions >= s).reshape(*positions.shape, *[1] * (x.ndim - 2))
-            total = total + kernel[taps - 1 - s] * jnp.where(inside, tap, 0)
-        return total.astype(x.dtype)
-
-    return convolved(padded, kernel, bias, positions), padded[:, frames:]
 
 
 def recurrent_block(

@@ -20,16 +20,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 logger = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp")
+TIME_AXIS = "time"  # a mesh has it where long videos are split by their frames
 AxisNames = tuple[str | None, ...]
 MeshAxes = str | tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Mesh axis (or axes, or None = replicated) for each logical axis name."""
+    """Mesh axis (or axes, or None = replicated) of each logical axis name; what a mesh lacks is left out."""
 
     batch: MeshAxes = ("data", "fsdp")
-    length: MeshAxes = None
+    length: MeshAxes = TIME_AXIS
     embed: MeshAxes = "fsdp"
     heads: MeshAxes = None
     mlp: MeshAxes = None
@@ -62,9 +63,11 @@ def _as_tuple(entry: MeshAxes) -> tuple[str, ...]:
 
 
 def fit_spec(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
-    """Drops the mesh axes that do not divide the dimension they would split (logged, not fatal)."""
+    """Drops the mesh axes that are not there, or do not divide the dimension they would split (logged)."""
     entries: list[MeshAxes] = []
     for size, entry in zip(shape, spec, strict=True):
+        if any(axis not in mesh.shape for axis in _as_tuple(entry)):
+            entry = None
         ways = 1
         for axis in _as_tuple(entry):
             ways *= mesh.shape[axis]
@@ -112,12 +115,22 @@ def gathered(w: jax.Array) -> jax.Array:
     return w if active_mesh() is None else jax.sharding.reshard(w, PartitionSpec())
 
 
+def time_axis(x: jax.Array) -> str | None:
+    """The mesh axis that the frames of x [B, T, ...] are split over; None if they are not."""
+    if active_mesh() is None or x.ndim < 2:
+        return None
+    spec = jax.typeof(x).sharding.spec
+    return TIME_AXIS if spec[1] == TIME_AXIS else None
+
+
 def per_shard[R](function: Callable[..., R]) -> Callable[..., R]:
     """Runs `function` on each device's own part of the batch; `function` itself without a mesh.
 
     For kernels, which see local arrays only. Every array argument and every result has the batch as its first
     axis and is split over it alone; `None` arguments are allowed. A batch that the mesh does not divide is
     computed whole on every device. Inside another `per_shard` the part is at hand: `function` itself.
+    Arguments whose second axis is frames split over `TIME_AXIS` stay so; every result must then have frames
+    as its second axis, too, and the function must treat each by itself.
     """
 
     def call(*args: Any) -> R:
@@ -125,9 +138,12 @@ def per_shard[R](function: Callable[..., R]) -> Callable[..., R]:
         if mesh is None or mesh.are_all_axes_manual:
             return function(*args)
         batch = jax.tree.leaves(args)[0].shape[0]
-        spec = fit_spec(PartitionSpec(ShardingRules().batch), (batch,), mesh)
-        local = jax.tree.map(lambda x: jax.sharding.reshard(x, spec), args)
+        (rows,) = fit_spec(PartitionSpec(ShardingRules().batch), (batch,), mesh)
+        specs = jax.tree.map(lambda x: PartitionSpec(*(rows, time_axis(x))[: x.ndim]), args)
+        local = jax.tree.map(jax.sharding.reshard, args, specs)
+        frames = next((axis for x in jax.tree.leaves(args) if (axis := time_axis(x))), None)
+        out = PartitionSpec(rows) if frames is None else PartitionSpec(rows, frames)
         # Replication is not tracked: raw kernels cannot say how their results vary over the mesh.
-        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*local)
+        return jax.shard_map(function, in_specs=specs, out_specs=out, check_vma=False)(*local)
 
     return call

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
@@ -28,15 +29,36 @@ def run_layers(
     saved: Sequence[str],
     rng: Any = None,
 ) -> Array:
-    """Applies `layer(params, x, context, key)` for every entry of `layers`, in order.
+    """Applies `layer(params, x, context, key)` for every entry of `layers`, in order; see `read_layers`."""
+    options: dict[str, Any] = {"remat": remat, "scan": scan, "saved": saved, "rng": rng}
+    return read_layers(layer, layers, x, context, read=lambda x: None, **options)[0]
+
+
+def read_layers[R](
+    layer: Layer,
+    layers: Mapping[str, Params],
+    x: Array,
+    context: Any,
+    *,
+    read: Callable[[Array], R],
+    remat: Remat,
+    scan: bool,
+    saved: Sequence[str],
+    rng: Any = None,
+) -> tuple[Array, R]:
+    """Applies `layer(params, x, context, key)` for every entry of `layers`, in order, and reads every result.
 
     Except on a GPU, scanned and unrolled runs compile to the same arithmetic (see `isolated`), so that a run
     may switch and reproduce its losses bit for bit.
 
     Args:
+      read: what is kept of the output of every layer; None: nothing.
       remat, saved: see `rematerialized`.
       scan: run the layers as one `lax.scan`.
       rng: split into one key per layer; None gives every layer None.
+
+    Returns:
+      (the last layer's output, what was read, with a leading axis of layers).
     """
     step = rematerialized(layer, remat, saved)
     if target().platform != "gpu":  # there it would cost an eighth of all kernels, and matmuls differ anyway
@@ -44,16 +66,19 @@ def run_layers(
     keys = None if rng is None else jax.random.split(rng, len(layers))
     if scan:
 
-        def body(carry: Array, one: tuple[Params, Any]) -> tuple[Array, None]:
+        def body(carry: Array, one: tuple[Params, Any]) -> tuple[Array, R]:
             params, key = one
-            return step(params, carry, context, key), None
+            carry = step(params, carry, context, key)
+            return carry, read(carry)
 
-        return jax.lax.scan(body, x, (stack_layers(layers), keys))[0]
+        return jax.lax.scan(body, x, (stack_layers(layers), keys))
     if isinstance(x, jax.core.Tracer):  # a function called once per layer is traced and lowered once
         step = jax.jit(step)
+    kept = []
     for index, name in enumerate(layer_keys(layers)):
         x = step(layers[name], x, context, None if keys is None else keys[index])
-    return x
+        kept.append(read(x))
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def rematerialized(layer: Layer, remat: Remat, saved: Sequence[str]) -> Layer:

@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -149,11 +149,13 @@ class _TensorUnpickler(pickle.Unpickler):
         return _Storage(key, _STORAGE_DTYPES[kind.name], _checked_int(numel, "storage size"))
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | Path, inside: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Name -> array for every tensor of a state dict saved by `torch.save`.
 
     Args:
       path: file in PyTorch's zip format (the default since PyTorch 1.6).
+      inside: of a file that holds a dict under one of these keys, the first of them that is there is read,
+        and nothing else (a trainer's checkpoint: moments of the optimiser, steps, options are skipped).
 
     Returns:
       Arrays of the stored dtypes (bfloat16 through ml_dtypes), contiguous, each with memory of its own.
@@ -167,12 +169,12 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _read_archive(file)
+            return _read_archive(file, inside)
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from error
 
 
-def _read_archive(file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_archive(file: BinaryIO, inside: Sequence[str]) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(file):
         raise TorchFileError(
             "not a PyTorch zip archive, or cut short (files of PyTorch before 1.6 must be saved again, or"
@@ -182,7 +184,11 @@ def _read_archive(file: BinaryIO) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file) as archive:
             root = _archive_root(archive)
             _check_byte_order(archive, root)
-            return _read_all(archive, root, _state_dict(_unpickle(_record(archive, f"{root}data.pkl"))))
+            tree = _unpickle(_record(archive, f"{root}data.pkl"))
+            if isinstance(tree, dict):
+                groups = [tree[key] for key in inside if isinstance(tree.get(key), dict)]
+                tree = groups[0] if groups else tree
+            return _read_all(archive, root, _state_dict(tree))
     except TorchFileError:
         raise
     except Exception as error:  # zipfile raises half a dozen kinds on damaged input

@@ -5,6 +5,7 @@ and of the softmax are float32 (float64 for float64).
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from kernels.common.dispatch import target
 from models.common.attention import AttentionImplementation, attend
@@ -202,9 +203,9 @@ def layer_norm(x: Float[Array, "*B D"], params: Params, eps: float = NORM_EPS) -
     return normalised(x, gathered(params["scale"]), gathered(params["bias"]))
 
 
-def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """Tanh approximation, as everywhere in the official code; computed in float32, result in x's dtype."""
-    return jax.nn.gelu(at_least_float32(x), approximate=True).astype(x.dtype)
+def gelu(x: Float[Array, "*B"], approximate: bool = True) -> Float[Array, "*B"]:
+    """By tanh, as everywhere in the official JAX code, or exact; computed in float32, result in x's dtype."""
+    return jax.nn.gelu(at_least_float32(x), approximate=approximate).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -219,14 +220,16 @@ def _narrow_gelu_backward(x: Array, cotangent: Array) -> tuple[Array]:
 _narrow_gelu.defvjp(lambda x: (_narrow_gelu(x), x), _narrow_gelu_backward)
 
 
-def linear_gelu(x: Float[Array, "*B D"], params: Params, dtype: DTypeLike) -> Float[Array, "*B F"]:
+def linear_gelu(
+    x: Float[Array, "*B D"], params: Params, dtype: DTypeLike, approximate: bool = True
+) -> Float[Array, "*B F"]:
     """gelu(x @ kernel + bias) in `dtype`; the backward pass starts from what enters the GELU."""
     hidden = linear(x, params, dtype)
-    if target().platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
+    if approximate and target().platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
         # Written in the product's dtype, XLA hands it to cuBLAS, which computes it in float32 from the
         # accumulators: nothing is rounded in between, and nothing but the result is written.
         return _narrow_gelu(hidden)
-    return recomputed(gelu)(hidden)
+    return recomputed(functools.partial(gelu, approximate=approximate))(hidden)
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: Key | None) -> Float[Array, "*B"]:
@@ -243,31 +246,39 @@ def attention(
     num_heads: int,
     dtype: DTypeLike,
     implementation: AttentionImplementation | None = None,
+    mask: Bool[Array, "*B #P P"] | None = None,
 ) -> Float[Array, "*B P D"]:
-    """Multi-head self-attention over the tokens of each frame, unmasked, scale 1 / sqrt(D / heads).
+    """Multi-head self-attention over the tokens of each frame, scale 1 / sqrt(D / heads).
 
     Args:
       params: "q_proj", "k_proj", "v_proj", "out_proj".
       implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype, and writes no
         scores.
+      mask: which keys (last axis) each token sees, see `attend`; None: all.
     """
 
     def heads(name: str) -> Array:
         return linear(x, params[name], dtype).reshape(*x.shape[:-1], num_heads, -1)
 
-    def local(q: Array, k: Array, v: Array) -> Array:
+    def local(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         flat = (y.reshape(-1, *y.shape[-3:]) for y in (q, k, v))
-        return attend(*flat, implementation).reshape(q.shape)
+        seen = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        return attend(*flat, implementation, seen).reshape(q.shape)
 
-    attended = per_shard(local)(heads("q_proj"), heads("k_proj"), heads("v_proj"))
+    attended = per_shard(local)(heads("q_proj"), heads("k_proj"), heads("v_proj"), mask)
     return linear(attended.reshape(x.shape), params["out_proj"], dtype)
 
 
 def mlp(
-    x: Float[Array, "*B D"], params: Params, dtype: DTypeLike, rate: float = 0.0, key: Key | None = None
+    x: Float[Array, "*B D"],
+    params: Params,
+    dtype: DTypeLike,
+    rate: float = 0.0,
+    key: Key | None = None,
+    approximate: bool = True,
 ) -> Float[Array, "*B D"]:
     """down(dropout(gelu(up(x))))."""
-    hidden = linear_gelu(x, params["up"], dtype)
+    hidden = linear_gelu(x, params["up"], dtype, approximate)
     return linear(dropout(hidden, rate, key), params["down"], dtype)
 
 
@@ -279,17 +290,22 @@ def vit_block(
     implementation: AttentionImplementation | None = None,
     rate: float = 0.0,
     key: Key | None = None,
+    mask: Bool[Array, "*B #P P"] | None = None,
+    approximate: bool = True,
 ) -> Float[Array, "*B P D"]:
     """h = x + attention(LN(x)); out = h + mlp(LN(h)). The residual stream keeps x's dtype.
 
     Args:
       rate: dropout after the attention, after the GELU and after the MLP.
       key: for dropout; None = none.
+      mask: which keys each token sees; None: all.
+      approximate: GELU by tanh, or exact.
     """
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-    attended = attention(layer_norm(x, params["attn_norm"]), params["attn"], num_heads, dtype, implementation)
+    normed = layer_norm(x, params["attn_norm"])
+    attended = attention(normed, params["attn"], num_heads, dtype, implementation, mask)
     x = x + dropout(attended, rate, keys[0]).astype(x.dtype)
-    update = mlp(layer_norm(x, params["mlp_norm"]), params["mlp"], dtype, rate, keys[1])
+    update = mlp(layer_norm(x, params["mlp_norm"]), params["mlp"], dtype, rate, keys[1], approximate)
     return x + dropout(update, rate, keys[2]).astype(x.dtype)
 
 

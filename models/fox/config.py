@@ -6,16 +6,16 @@ type "none" and rotary positions.
 
 import dataclasses
 import math
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from kernels.forgetting_attention import TileConfig
+from models.common.config import ComputeDtype, one_of, require
 from models.common.stack import Remat
 
 Arch = Literal["fox_llama", "fox_pro", "transformer_llama", "transformer_pro"]
 ForgetGate = Literal["full", "bias_only", "fixed", "none"]
 Activation = Literal["silu", "sigmoid"]
 ThresholdMode = Literal["weights", "auto", "tight"]
-ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 # (hidden size, layers, heads of FoX, heads of the Transformer, MLP size or None for the rule). 125m to 760m
 # are the paper's; head dim 128 was the better choice for its 760M Transformer. tiny (tests), mini (CPU) and
@@ -87,40 +87,40 @@ class FoxConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _one_of("hidden_act", self.hidden_act, Activation)
-        _one_of("ogate_act", self.ogate_act, Activation)
-        _one_of("fgate_type", self.fgate_type, ForgetGate)
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        one_of("hidden_act", self.hidden_act, Activation)
+        one_of("ogate_act", self.ogate_act, Activation)
+        one_of("fgate_type", self.fgate_type, ForgetGate)
+        require(
             self.hidden_size % self.num_heads == 0,
             "num_heads",
             self.num_heads,
             f"a divisor of hidden_size = {self.hidden_size}",
         )
-        _require(
+        require(
             self.num_kv_heads is None
             or (1 <= self.num_kv_heads <= self.num_heads and self.num_heads % self.num_kv_heads == 0),
             "num_kv_heads",
             self.num_kv_heads,
             f"None or a divisor of num_heads = {self.num_heads}",
         )
-        _require(self.hidden_ratio > 0, "hidden_ratio", self.hidden_ratio, "positive")
-        _require(
+        require(self.hidden_ratio > 0, "hidden_ratio", self.hidden_ratio, "positive")
+        require(
             self.intermediate_size is None or self.intermediate_size >= 1,
             "intermediate_size",
             self.intermediate_size,
             "None or at least 1",
         )
-        _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
-        _require(self.rope_base > 0, "rope_base", self.rope_base, "positive")
-        _require(self.initializer_range >= 0, "initializer_range", self.initializer_range, "not negative")
-        _require(
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "positive")
+        require(self.rope_base > 0, "rope_base", self.rope_base, "positive")
+        require(self.initializer_range >= 0, "initializer_range", self.initializer_range, "not negative")
+        require(
             not self.use_rope or self.head_dim % 2 == 0,
             "use_rope",
             self.use_rope,
             f"False, or an even head dim (hidden_size / num_heads = {self.head_dim})",
         )
-        _require(
+        require(
             not (self.use_output_norm and self.use_output_gate) or self.ogate_act == "sigmoid",
             "ogate_act",
             self.ogate_act,
@@ -131,26 +131,26 @@ class FoxConfig:
     def _check_gate_init(self) -> None:
         low, high = self.decay_time_min, self.decay_time_max
         if self.fgate_bias_init:
-            _require(
+            require(
                 self.fgate_type in ("bias_only", "fixed"),
                 "fgate_bias_init",
                 True,
                 f"False for fgate_type={self.fgate_type!r} (only 'bias_only' and 'fixed' have such a bias)",
             )
-            _require(
+            require(
                 low is not None and high is not None and 0 < low <= high,
                 "decay_time_min, decay_time_max",
                 (low, high),
                 "two positive times in tokens, min <= max, when fgate_bias_init is on",
             )
             return
-        _require(
+        require(
             self.fgate_type != "fixed",
             "fgate_bias_init",
             False,
             "True for fgate_type='fixed': a gate that is not trained needs its decay times",
         )
-        _require(
+        require(
             low is None and high is None,
             "decay_time_min, decay_time_max",
             (low, high),
@@ -186,8 +186,8 @@ class FoxConfig:
         Raises:
           ValueError: unknown architecture or size.
         """
-        _one_of("arch", arch, Arch)
-        _require(size in _SIZES, "size", size, f"one of {sorted(_SIZES)}")
+        one_of("arch", arch, Arch)
+        require(size in _SIZES, "size", size, f"one of {sorted(_SIZES)}")
         width, layers, fox_heads, transformer_heads, mlp = _SIZES[size]
         family, flavour = arch.split("_")
         options = dict(_PRO) if flavour == "pro" else {}
@@ -234,21 +234,12 @@ class FoxRuntime:
     tiles: TileConfig | None = None
 
     def __post_init__(self) -> None:
-        _one_of("compute_dtype", self.compute_dtype, ComputeDtype)
-        _one_of("remat", self.remat, Remat)
-        _one_of("adaptive_threshold", self.adaptive_threshold, ThresholdMode)
-        _require(
+        one_of("compute_dtype", self.compute_dtype, ComputeDtype)
+        one_of("remat", self.remat, Remat)
+        one_of("adaptive_threshold", self.adaptive_threshold, ThresholdMode)
+        require(
             self.log_pruning_tolerance is None or self.log_pruning_tolerance < 0,
             "log_pruning_tolerance",
             self.log_pruning_tolerance,
             "None or negative (it is a log probability; -10 is recommended)",
         )
-
-
-def _require(ok: bool, name: str, value: object, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r}; it must be {wanted}")
-
-
-def _one_of(name: str, value: object, allowed: Any) -> None:
-    _require(value in get_args(allowed), name, value, f"one of {list(get_args(allowed))}")

@@ -1,5 +1,6 @@
 """TRecViT: a causal video model of gated linear recurrences over time and attention over space."""
 
+from models.common.params import cast_params, decay_mask
 from models.trecvit import convert
 from models.trecvit.config import SIZES, MAEConfig, TRecViTConfig, TRecViTRuntime
 from models.trecvit.heads import ClipOutput, split_clips
@@ -17,9 +18,7 @@ from models.trecvit.mae import (
 )
 from models.trecvit.model import TRecViT, apply
 from models.trecvit.parameters import (
-    cast_params,
     count_params,
-    decay_mask,
     flops_per_clip,
     head_mask,
     init_params,

@@ -1,34 +1,16 @@
 """What a TRecViT is (`TRecViTConfig`, `MAEConfig`) and how it is run (`TRecViTRuntime`)."""
 
 import dataclasses
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from models.common.attention import AttentionImplementation
+from models.common.config import VIT_SIZES, VideoRuntime, one_of, require
 from models.common.vit import Grid, grid_of
 
 Pool = Literal["tok", "gap"]
 Positions = Literal["learn", "sincos2d"]
 Head = Literal["classes", "readout", "dense", "none"]
-Remat = Literal["none", "full", "dots"]
-ComputeDtype = Literal["float32", "bfloat16", "float16", "float64"]
 
-# width, depth, MLP size, heads. The paper lists S, B and L; the others are the released table's.
-_SIZES: dict[str, tuple[int, int, int, int]] = {
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-    "G": (1664, 48, 8192, 16),
-    "G-opt": (1536, 48, 8192, 16),
-    "e": (1792, 56, 15360, 16),
-}
-SIZES = tuple(_SIZES)
+SIZES = tuple(VIT_SIZES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,31 +61,31 @@ class TRecViTConfig:
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             pair = isinstance(value, tuple | list) and len(value) == 2
-            _require(pair, name, value, "a pair (height, width)")
+            require(pair, name, value, "a pair (height, width)")
             object.__setattr__(self, name, tuple(value))
         sizes = ("width", "depth", "mlp_size", "num_heads", "state_multiplier", "conv_width")
         for name in (*sizes, "num_classes", "rep_size", "frames_per_clip"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name, allowed in (("positions", Positions), ("pool", Pool), ("head", Head)):
-            _one_of(name, getattr(self, name), allowed)
+            one_of(name, getattr(self, name), allowed)
         for name in ("dropout", "head_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        require(
             self.width % self.num_heads == 0,
             "num_heads",
             self.num_heads,
             f"a divisor of width = {self.width}",
         )
-        _require(
+        require(
             0 <= self.min_rad < 0.999, "min_rad", self.min_rad, "in [0, 0.999): 0.999 is the largest radius"
         )
-        _require(
+        require(
             self.positions == "learn" or (self.width % 4 == 0 and self.width >= 8),
             "positions",
             self.positions,
             f"'learn' for width = {self.width} ('sincos2d' needs a multiple of 4 from 8 on)",
         )
-        _require(
+        require(
             self.channel_mlp_size is None or (self.use_mlp and self.channel_mlp_size >= 1),
             "channel_mlp_size",
             self.channel_mlp_size,
@@ -153,8 +135,8 @@ class TRecViTConfig:
         Raises:
           ValueError: unknown size, or a field with a wrong value.
         """
-        _require(size in _SIZES, "size", size, f"one of {list(_SIZES)}")
-        width, depth, mlp_size, heads = _SIZES[size]
+        require(size in VIT_SIZES, "size", size, f"one of {list(VIT_SIZES)}")
+        width, depth, mlp_size, heads = VIT_SIZES[size]
         return cls(**{"width": width, "depth": depth, "mlp_size": mlp_size, "num_heads": heads} | options)
 
 
@@ -179,9 +161,9 @@ class MAEConfig:
     decoder_heads: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.encoder.head == "none", "encoder.head", self.encoder.head, "'none'")
-        _require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "between 0 and 1")
-        _require(
+        require(self.encoder.head == "none", "encoder.head", self.encoder.head, "'none'")
+        require(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "between 0 and 1")
+        require(
             self.num_kept >= 1,
             "mask_ratio",
             self.mask_ratio,
@@ -216,45 +198,5 @@ class MAEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TRecViTRuntime:
-    """How a model is run; nothing here changes what it computes beyond rounding.
-
-    Attributes:
-      compute_dtype: dtype of matmuls and of what flows between them. Parameters, norms' statistics, softmax,
-        gates and the recurrence stay in float32.
-      residual_dtype: dtype of the residual stream.
-      remat: what the backward pass recomputes: "none" nothing, "full" everything but each layer's input,
-        "dots" everything but the results of matmuls and of the scan.
-      scan_layers: run the layers as one `lax.scan` (compile time independent of depth).
-      scan_implementation: passed to the scan: None chooses, a name insists, a tuple is an ordered list.
-      attention_implementation: of `jax.nn.dot_product_attention`: None or "xla"; "cudnn" on a GPU in 16 bits.
-    """
-
-    compute_dtype: ComputeDtype = "float32"
-    residual_dtype: ComputeDtype = "float32"
-    remat: Remat = "none"
-    scan_layers: bool = False
-    scan_implementation: str | tuple[str, ...] | None = None
-    attention_implementation: AttentionImplementation | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("compute_dtype", self.compute_dtype, ComputeDtype)
-        _one_of("residual_dtype", self.residual_dtype, ComputeDtype)
-        _one_of("remat", self.remat, Remat)
-        if self.attention_implementation is not None:
-            _one_of("attention_implementation", self.attention_implementation, AttentionImplementation)
-            _require(
-                self.attention_implementation != "cudnn" or self.compute_dtype in ("bfloat16", "float16"),
-                "attention_implementation",
-                "cudnn",
-                f"None or 'xla' with compute_dtype={self.compute_dtype!r} (cuDNN needs 16 bits)",
-            )
-
-
-def _require(ok: bool, name: str, value: object, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r}; it must be {wanted}")
-
-
-def _one_of(name: str, value: object, allowed: Any) -> None:
-    _require(value in get_args(allowed), name, value, f"one of {list(get_args(allowed))}")
+class TRecViTRuntime(VideoRuntime):
+    """How a TRecViT is run: see `VideoRuntime`."""

@@ -6,25 +6,20 @@ classifier; of `trecvit_B_mae.npz` the decoder's names were never published, so 
 read and the rest is reported.
 """
 
-import math
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
+from models.common.official import Arrays, read_leaves, read_npz, save_npz, square_grid, write_leaves
 from models.common.params import check_params, flatten_names, list_differences, unflatten_names
 from models.common.shapes import Params
 from models.common.vit import Grid, ParamSpec, resize_positions
 from models.trecvit.config import TRecViTConfig
 from models.trecvit.parameters import param_specs
-
-Arrays = Mapping[str, np.ndarray]
 
 _POSITIONS = "tokenizer/pos_embedding"
 _ENCODER = ("tokenizer/", "encoder/")
@@ -63,33 +58,6 @@ def to_official(
     specs = _official_specs(config)
     check_params(specs, params, config)
     return write_leaves(specs, params, dtype)
-
-
-def read_leaves(specs: Mapping[str, ParamSpec], flat: Arrays) -> Params:
-    """The parameters of a table out of official arrays (whose names and shapes were checked), float32.
-
-    Raises:
-      ValueError: an array that is not of floating point.
-    """
-    params = {}
-    for name, spec in specs.items():
-        array = np.asarray(flat[spec.official])
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{spec.official} has dtype {array.dtype}; floating point was expected")
-        params[name] = jnp.asarray(array.astype(np.float32).reshape(spec.shape))
-    return unflatten_names(params)
-
-
-def write_leaves(
-    specs: Mapping[str, ParamSpec], params: Params, dtype: DTypeLike = jnp.float32
-) -> dict[str, np.ndarray]:
-    """Inverse of `read_leaves`."""
-    flat = flatten_names(params)
-    arrays = {
-        spec.official: np.asarray(jax.device_get(flat[name])).astype(dtype).reshape(spec.stored_shape)
-        for name, spec in specs.items()
-    }
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _official_specs(config: TRecViTConfig) -> dict[str, ParamSpec]:
@@ -137,18 +105,6 @@ def _resized(table: np.ndarray, grid: Grid | None, config: TRecViTConfig) -> np.
         return table  # the comparison of shapes will say so
     old = grid or square_grid(table.shape[1], _POSITIONS)
     return np.asarray(resize_positions(jnp.asarray(table[0], jnp.float32), old, config.grid))[None]
-
-
-def square_grid(patches: int, name: str) -> Grid:
-    """The square grid of this many patches.
-
-    Raises:
-      ValueError: there is none; `name` says whose.
-    """
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise ValueError(f"{name}: {patches} patches are no square; say which grid they are (height, width)")
-    return side, side
 
 
 def config_from_official(flat: Arrays, grid: Grid | None = None, **options: Any) -> TRecViTConfig:
@@ -239,31 +195,4 @@ def load_official(
 
 def save_official(path: str | Path, params: Params, config: TRecViTConfig) -> None:
     """Writes an .npz file as the official code (and `load_official`) reads it."""
-    with Path(path).open("wb") as file:  # numpy would append .npz to another name
-        np.savez(file, allow_pickle=False, **to_official(params, config))
-
-
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """Name -> array of an .npz file. Nothing in it is executed: pickled objects are refused.
-
-    bfloat16 arrays, which NumPy stores as raw 2-byte records, come back as bfloat16.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: not an .npz file, cut short, damaged, or with objects in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an .npz archive")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable .npz file of arrays: {error}") from error
-    return {
-        name: array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-        for name, array in arrays.items()
-    }
+    save_npz(path, to_official(params, config))

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from models.common.official import Arrays, read_leaves, square_grid
 from models.common.params import check_params, flatten_names, list_differences, unflatten_names
 from models.common.shapes import Params
 from models.common.vit import Grid, ParamSpec, resize_positions
 from models.trecvit.config import TRecViTConfig
-from models.trecvit.convert import Arrays, read_leaves, square_grid
 from models.trecvit.parameters import param_specs
 
 # What the original release calls the parts of a block -> what big_vision and TRecViT call them.

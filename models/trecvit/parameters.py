@@ -6,11 +6,8 @@ so they cannot disagree.
 
 import dataclasses
 import math
-from typing import Any
 
-from jax.typing import DTypeLike
-
-from models.common.params import flatten_names, unflatten_names
+from models.common.params import mask_names, unflatten_names
 from models.common.rglru import residual_block_specs
 from models.common.shapes import Params
 from models.common.vit import (
@@ -128,40 +125,9 @@ def param_axes(config: TRecViTConfig) -> Params:
     return unflatten_names({name: spec.axes for name, spec in param_specs(config).items()})
 
 
-def decay_mask(params: Params) -> Params:
-    """Tree of bool: True where weight decay applies.
-
-    All kernels (linear, gate, convolution); no bias, norm, position, token, nor the decay rates of the
-    recurrence. The paper gives a rate and not where it applies; this is the usual choice for ViTs.
-    """
-    return _mask(params, lambda name: name.endswith("/kernel"))
-
-
 def head_mask(params: Params) -> Params:
     """Tree of bool: True for the head's parameters: what a probe of frozen features trains."""
-    return _mask(params, lambda name: name.startswith("head/"))
-
-
-def _mask(params: Params, rule: Any) -> Params:
-    return unflatten_names({name: bool(rule(name)) for name in flatten_names(params)})
-
-
-def cast_params(params: Params, dtype: DTypeLike) -> Params:
-    """What `apply` casts to `dtype` at every call, cast once: half the bytes to read, and the same results.
-
-    These are kernels and biases of linear maps and the kernels of the gates. The rest is used in its own
-    dtype: the gates' biases, the convolution, norms, decay rates, positions, tokens and queries.
-    """
-    flat = flatten_names(params)
-
-    def is_cast(name: str) -> bool:
-        group, _, last = name.rpartition("/")
-        module = group.rpartition("/")[2]
-        if module == "conv" or f"{group}/kernel" not in flat:
-            return False
-        return last == "kernel" or module not in ("input_gate", "a_gate")
-
-    return unflatten_names({name: x.astype(dtype) if is_cast(name) else x for name, x in flat.items()})
+    return mask_names(params, lambda name: name.startswith("head/"))
 
 
 def count_params(config: TRecViTConfig) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from models.common import rglru, vit
 from models.common.params import flatten_names
+from models.common.temporal_conv import temporal_conv
 from models.trecvit import TRecViTConfig, TRecViTRuntime, apply, convert, heads, init_state
 from models.trecvit.model import tokenize
 
@@ -139,7 +140,7 @@ def check_conv(case: Arrays) -> None:
     positions = jnp.asarray(case["segment_pos"])
 
     def call(params: Any, x: Any) -> Any:
-        return rglru.temporal_conv(x, params, positions)
+        return temporal_conv(x, params, positions)
 
     outputs = run_layer(case, specs, call, params, {"x": case["x"]})
     assert_close(outputs[0], case["y"], "y", LAYER)
@@ -147,7 +148,7 @@ def check_conv(case: Arrays) -> None:
     if "x_decode" not in case:
         return
     x, positions = jnp.asarray(case["x_decode"]), jnp.asarray(case["segment_pos_decode"])
-    step = jitted(rglru.temporal_conv)
+    step = jitted(temporal_conv)
     y, cache = step(x, params, positions, outputs[1])
     assert_close(y, case["y_decode"], "y of a chunk", LAYER)
     assert_close(cache, case["cache_decode"][:, -1], "cache after a chunk", LAYER)

@@ -18,8 +18,8 @@ from models.common.rglru import (
     residual_block_specs,
     rg_lru,
     rg_lru_specs,
-    temporal_conv,
 )
+from models.common.temporal_conv import temporal_conv
 from models.common.vit import initialize
 
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}

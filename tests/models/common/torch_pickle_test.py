@@ -200,3 +200,32 @@ def test_big_endian_files_are_refused(tmp_path):
         archive.writestr("archive/byteorder", "big")
     with pytest.raises(TorchFileError, match="big-endian"):
         read_tensors(tmp_path / "w.bin")
+
+
+def test_only_the_named_group_is_read(tmp_path):
+    """Of a trainer's checkpoint; its other parts may be of any kind that a pickle has by itself."""
+    storage = np.arange(4, dtype=np.float32)
+    tensor = writer.op_tensor(writer.View("0", 0, (4,), (1,)), storage)
+    unread = writer.op_tensor(writer.View("missing", 0, (4,), (1,)), storage)
+
+    def entry(name: str, value: bytes) -> bytes:
+        return writer.op_text(name) + value + b"s"
+
+    program = b"}" + entry("epoch", writer.op_int(3)) + entry("optimizer", b"]" + unread + b"a")
+    program += entry("state_dict", writer.op_state_dict({"w": tensor}))
+    path = writer.write_archive(tmp_path / "w.ckpt", program, {"0": storage})
+    found = read_tensors(path, inside=("model", "state_dict"))
+    assert list(found) == ["w"]
+    np.testing.assert_array_equal(found["w"], storage)
+    with pytest.raises(TorchFileError, match="entry 'epoch' is int, not a tensor"):
+        read_tensors(path)
+    flat = writer.save(tmp_path / "flat.bin", {"state_dict": storage})  # a tensor of that name is no group
+    assert list(read_tensors(flat, inside=("state_dict",))) == ["state_dict"]
+    evil = (
+        b"}" + entry("state_dict", writer.op_state_dict({"w": tensor})) + entry("x", command(tmp_path / "x"))
+    )
+    with pytest.raises(TorchFileError, match=r"asks for os\.system"):
+        read_tensors(
+            writer.write_archive(tmp_path / "evil.ckpt", evil, {"0": storage}), inside=("state_dict",)
+        )
+    assert not (tmp_path / "x").exists()

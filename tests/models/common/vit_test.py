@@ -122,19 +122,25 @@ def test_gelu_left_to_cublas_is_the_same_up_to_bfloat16():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("tokens", [5, 6])
-def test_cudnn_is_given_even_lengths_to_differentiate(monkeypatch, tokens):
+@pytest.mark.parametrize(("tokens", "masked"), [(5, False), (5, True), (6, False), (6, True)])
+def test_cudnn_is_given_even_lengths_to_differentiate(monkeypatch, tokens, masked):
     """Odd ones get a token that nothing attends to: same values, same gradients."""
     params = {f"{name}_proj": {"kernel": normal(8, 8, seed=i)} for i, name in enumerate("qkv")}
     params["out_proj"] = {"kernel": normal(8, 8, seed=4)}
     x, plain, lengths = normal(3, tokens, 8, seed=5), jax.nn.dot_product_attention, []
 
-    def cudnn(q, k, v, implementation, key_value_seq_lengths=None):
+    def cudnn(q, k, v, implementation, key_value_seq_lengths=None, mask=None):
         lengths.append(q.shape[1])
-        return plain(q, k, v, key_value_seq_lengths=key_value_seq_lengths, implementation="xla")
+        if mask is not None:
+            assert mask.shape == (3, 1, q.shape[1], q.shape[1])  # heads are all it broadcasts over
+        options = {"key_value_seq_lengths": key_value_seq_lengths, "mask": mask}
+        return plain(q, k, v, **options, implementation="xla")
+
+    mask = jnp.ones((3, 1, tokens), bool).at[1, 0, 2].set(False) if masked else None
 
     def run(x, implementation):
-        return jnp.sum(attention(x, params, 2, "float32", implementation) * normal(3, tokens, 8, seed=6))
+        out = attention(x, params, 2, "float32", implementation, mask)
+        return jnp.sum(out * normal(3, tokens, 8, seed=6))
 
     expected = jax.value_and_grad(run)(x, "xla")
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
@@ -144,3 +150,39 @@ def test_cudnn_is_given_even_lengths_to_differentiate(monkeypatch, tokens):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
     np.testing.assert_allclose(run(x, "cudnn"), expected[0], atol=1e-4, rtol=1e-5)
     assert lengths[1:] == [tokens]
+
+
+def test_masked_keys_weigh_exactly_nothing():
+    """Whatever they hold; the others see what they would without them; each query may have its own mask."""
+    params = {f"{name}_proj": {"kernel": normal(8, 8, seed=i)} for i, name in enumerate("qkv")}
+    params["out_proj"] = {"kernel": normal(8, 8, seed=4)}
+    x = normal(3, 5, 8, seed=5)
+    mask = jnp.array([True, True, False, True, False])
+
+    def run(x, mask=None):
+        return attention(x, params, 2, "float32", None, mask)
+
+    found = run(x, jnp.broadcast_to(mask, (3, 1, 5)))
+    other = run(x.at[:, [2, 4]].set(100.0), jnp.broadcast_to(mask, (3, 1, 5)))
+    np.testing.assert_array_equal(found[:, mask], other[:, mask])
+    np.testing.assert_allclose(found[:, mask], run(x[:, mask]), atol=1e-5)
+    grad = jax.grad(lambda x: jnp.sum(run(x, jnp.broadcast_to(mask, (3, 1, 5)))[:, mask] ** 2))(x)
+    assert not grad[:, ~mask].any()
+    assert grad[:, mask].any(axis=-1).all()
+    own = run(x, jnp.broadcast_to(jnp.eye(5, dtype=bool) | mask, (3, 5, 5)))
+    np.testing.assert_array_equal(own[:, mask], found[:, mask])
+    for token in (2, 4):
+        seen = mask.at[token].set(True)
+        wanted = run(x, jnp.broadcast_to(seen, (3, 1, 5)))[:, token]
+        np.testing.assert_allclose(own[:, token], wanted, atol=1e-6)
+
+
+def test_gelu_is_exact_on_request():
+    x = np.linspace(-4, 4, 41)
+    exact = [v / 2 * (1 + math.erf(v / math.sqrt(2))) for v in x]
+    tanh = x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    params = {"kernel": jnp.eye(1), "bias": jnp.zeros(1)}
+    for approximate, expected in ((False, exact), (True, tanh)):
+        found = linear_gelu(jnp.asarray(x[:, None], jnp.float32), params, "float32", approximate)[:, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(np.array(exact) - tanh).max() > 1e-4

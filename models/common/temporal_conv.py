@@ -1,0 +1,82 @@
+"""The causal depthwise convolution over time of the recurrent block, in chunks and over split frames."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from models.common.layers import at_least_float32, recomputed
+from models.common.shapes import Params
+from models.common.sharding import gathered, time_axis
+
+
+def temporal_conv(
+    x: Float[Array, "B T *P E"],
+    params: Params,
+    positions: Int[Array, "B T"],
+    cache: Float[Array, "B taps *P E"] | None = None,
+) -> tuple[Float[Array, "B T *P E"], Float[Array, "B taps *P E"]]:
+    """Causal depthwise convolution: out_t = b + sum_s w[J-1-s] x_{t-s}, s = 0 .. J-1, within the segment.
+
+    Args:
+      params: "kernel" [J, E], whose last row multiplies the current frame, and "bias" [E].
+      positions: tap s counts where positions >= s.
+      cache: the J - 1 raw inputs before the call; None = zeros.
+
+    Returns:
+      (output in x's dtype, computed in float32; the cache after the call, for chunks of any length).
+    """
+    kernel, bias = gathered(params["kernel"]), gathered(params["bias"])
+    taps, frames = kernel.shape[0], x.shape[1]
+    if (axis := time_axis(x)) is not None:
+        return _split_conv(x, kernel, bias, positions, cache, axis)
+    if cache is None:
+        padding = [(0, 0)] * x.ndim
+        padding[1] = (taps - 1, 0)
+        padded = jnp.pad(x, padding)
+    else:
+        padded = jnp.concatenate([cache.astype(x.dtype), x], axis=1)
+
+    return _convolved(padded, kernel, bias, positions), padded[:, frames:]
+
+
+@recomputed
+def _convolved(padded: Array, kernel: Array, bias: Array, positions: Array) -> Array:
+    """Of frames behind the taps - 1 that come before them."""
+    (taps, _), frames = kernel.shape, positions.shape[1]
+    total = bias
+    for s in range(taps):
+        tap = at_least_float32(padded[:, taps - 1 - s : taps - 1 - s + frames])
+        inside = (positions >= s).reshape(*positions.shape, *[1] * (padded.ndim - 2))
+        total = total + kernel[taps - 1 - s] * jnp.where(inside, tap, 0)
+    return total.astype(padded.dtype)
+
+
+def _split_conv(
+    x: Array, kernel: Array, bias: Array, positions: Array, cache: Array | None, axis: str
+) -> tuple[Array, Array]:
+    """Of frames that are split over a mesh axis: every device gets the last frames of the one before it."""
+    mesh, before = jax.sharding.get_abstract_mesh(), kernel.shape[0] - 1
+    shards = mesh.shape[axis]
+    if x.shape[1] < shards * before:
+        raise ValueError(
+            f"{x.shape[1]} frames over {shards} devices: the convolution needs {before} frames on each"
+        )
+    rows = jax.typeof(x).sharding.spec[0]
+    if cache is None:
+        cache = jnp.zeros_like(x, shape=(x.shape[0], before, *x.shape[2:]), out_sharding=PartitionSpec(rows))
+
+    def local(x: Array, kernel: Array, bias: Array, positions: Array, cache: Array) -> tuple[Array, Array]:
+        last = x[:, x.shape[1] - before :]
+        ring = [(shard, (shard + 1) % shards) for shard in range(shards)]
+        handed = jax.lax.ppermute(last, axis, ring)  # the last device's goes round, to be replaced
+        is_first = jax.lax.axis_index(axis) == 0
+        padded = jnp.concatenate([jnp.where(is_first, cache.astype(x.dtype), handed), x], axis=1)
+        is_last = jax.lax.axis_index(axis) == shards - 1
+        after = jax.lax.psum(jnp.where(is_last, last, 0), axis)
+        return _convolved(padded, kernel, bias, positions), after
+
+    split, whole, batch = PartitionSpec(rows, axis), PartitionSpec(), PartitionSpec(rows)
+    return jax.shard_map(
+        local, in_specs=(split, whole, whole, split, batch), out_specs=(split, batch), check_vma=False
+    )(x, kernel, bias, positions, cache)
