@@ -1,0 +1,200 @@
+"""A scene: textured layers, one before the other, on paths of their own, seen by a moving camera."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from tasks.points.data.paths import Spline, constant, wander
+from tasks.points.data.textures import Photographs, cut_texture, draw_shape
+from tasks.points.data.warps import Matrices, Ripple, placements, project, random_ripple
+
+_PAN = 0.4  # how far the camera looks to the side, in shorter sides of the frame
+_OVER = 4  # pixels of background beyond what is ever seen
+_SOONEST, _LATEST = 5.0, 20.0  # frames until a path turns
+# Bounds of log scale, angle, log aspect, shear; and steps a frame, as shares of the typical speed.
+_CAMERA_BOUNDS = np.array([0.3, 0.35, 0.0, 0.0])
+_LAYER_BOUNDS = np.array([0.4, 20.0, 0.25, 0.25])
+_RATES = np.array([0.6, 1.2, 0.25, 0.25])
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What scenes are like. Speeds are in shorter sides of the frame per frame.
+
+    fewest, most: layers before the background.
+    smallest, largest: size of a layer, in shorter sides of the frame.
+    slowest, fastest: typical speed of a layer, log-uniform.
+    still: share of layers that do not move by themselves.
+    camera: share of clips whose camera moves.
+    ripple: share of layers whose material ripples.
+    tilt: most perspective: change of scale from a layer's middle to its edge.
+    """
+
+    fewest: int = 2
+    most: int = 8
+    smallest: float = 0.15
+    largest: float = 0.7
+    slowest: float = 0.004
+    fastest: float = 0.06
+    still: float = 0.15
+    camera: float = 0.7
+    ripple: float = 0.25
+    tilt: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fewest <= self.most <= 64:
+            raise ValueError(f"{self.fewest} to {self.most} layers: need 0 <= fewest <= most <= 64")
+        for low, high in (("smallest", "largest"), ("slowest", "fastest")):
+            if not 0 < getattr(self, low) <= getattr(self, high):
+                raise ValueError(
+                    f"{low} = {getattr(self, low)}, {high} = {getattr(self, high)}: need 0 < {low} <= {high}"
+                )
+        for name in ("still", "camera", "ripple"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: a share is between 0 and 1")
+        if not 0 <= self.tilt < 0.5:
+            raise ValueError(f"tilt = {self.tilt}: must be at least 0 and below 0.5")
+
+
+@dataclass(frozen=True)
+class Placing:
+    """A homography that changes with time.
+
+    path: its eight numbers, see `placements`.
+    centre: (x, y) in the picture that it places.
+    """
+
+    path: Spline
+    centre: tuple[float, float]
+
+    def __call__(self, times: Float[np.ndarray, " n"]) -> Matrices:
+        """Picture to result, at times in frames."""
+        return placements(self.path(times), self.centre)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One thing.
+
+    texture: RGBA: it is there where alpha is above a half.
+    placing: texture to scene.
+    ripple: of its material, see `warps.py`; None: it is rigid.
+    """
+
+    texture: UInt8[np.ndarray, "h w 4"]
+    placing: Placing
+    ripple: Ripple | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a clip shows.
+
+    height, width, frames: of the clip.
+    layers: from back to front; the first is the background, which fills every frame.
+    camera: scene to frame.
+    """
+
+    height: int
+    width: int
+    frames: int
+    layers: tuple[Layer, ...]
+    camera: Placing
+
+
+def draw_scene(
+    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int,
+    config: SceneConfig | None = None,
+) -> Scene:  # fmt: skip
+    """A random scene.
+
+    Args:
+        rng: of all draws.
+        photographs: for the textures.
+        height, width, frames: of the clip, pixels and number.
+        config: what scenes are like.
+
+    Raises:
+        ValueError: a clip without frames, or of less than 16 pixels.
+    """
+    config = config or SceneConfig()
+    if frames < 1 or min(height, width) < 16:
+        raise ValueError(f"{frames} frames of {height} x {width} pixels: need at least 1 frame and 16 pixels")
+    moves = rng.random() < config.camera
+    camera = _camera(rng, height, width, frames, config, moves)
+    count = int(rng.integers(config.fewest, config.most + 1))
+    layers = [_layer(rng, photographs, height, width, frames, config) for _ in range(count)]
+    background = _background(rng, photographs, height, width, frames, camera)
+    return Scene(height, width, frames, (background, *layers), camera)
+
+
+def _placing(
+    rng: np.random.Generator, frames: int, speed: float, unit: float, bounds: np.ndarray, tilt: float,
+    middle: tuple[float, float], reach: tuple[float, float], centre: tuple[float, float],
+) -> Placing:  # fmt: skip
+    """A path about `middle`, up to `reach` pixels from it, at a typical speed in units a frame."""
+    spacing = rng.uniform(_SOONEST, _LATEST)
+    middles = np.array([*middle, 0, 0, 0, 0, 0, 0.0])
+    bounds = np.array([*reach, *bounds, tilt, tilt])
+    rates = np.array([unit, unit, *_RATES * rng.uniform(0, 1, 4), tilt, tilt]) * speed
+    rates[6:] *= 3 * rng.uniform(0, 1, 2)
+    return Placing(wander(rng, frames, spacing, rates * spacing, middles - bounds, middles + bounds), centre)
+
+
+def _camera(
+    rng: np.random.Generator, height: int, width: int, frames: int, config: SceneConfig, moves: bool
+) -> Placing:
+    centre = (width / 2, height / 2)
+    if not moves:
+        return Placing(constant(np.array([*centre, 0, 0, 0, 0, 0, 0.0])), centre)
+    unit = min(height, width)
+    speed = 0.75 * _speed(rng, config)
+    tilt = 0.3 * config.tilt / unit
+    return _placing(
+        rng, frames, speed, unit, _CAMERA_BOUNDS, tilt, centre, (_PAN * unit, _PAN * unit), centre
+    )
+
+
+def _speed(rng: np.random.Generator, config: SceneConfig) -> float:
+    return float(np.exp(rng.uniform(np.log(config.slowest), np.log(config.fastest))))
+
+
+def _layer(
+    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int,
+    config: SceneConfig,
+) -> Layer:  # fmt: skip
+    unit = min(height, width)
+    size = unit * np.exp(rng.uniform(np.log(config.smallest), np.log(config.largest)))
+    alpha = draw_shape(rng, size)
+    texture = np.dstack([cut_texture(rng, photographs, *alpha.shape), alpha])
+    speed = 0.0 if rng.random() < config.still else _speed(rng, config)
+    tilt = config.tilt / max(alpha.shape)
+    placing = _placing(
+        rng, frames, speed, unit, _LAYER_BOUNDS, tilt,
+        (width / 2, height / 2), (0.6 * width, 0.6 * height), (alpha.shape[1] / 2, alpha.shape[0] / 2),
+    )  # fmt: skip
+    ripple = None
+    if rng.random() < config.ripple:
+        ripple = random_ripple(rng, frames, float(max(alpha.shape)), rng.uniform(_SOONEST, _LATEST))
+    return Layer(texture, placing, ripple)
+
+
+def _background(
+    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int, camera: Placing
+) -> Layer:
+    """A photograph, mirrored at its edges until it fills everything that the camera ever sees."""
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    times = np.arange(-1.0, frames + 0.25, 0.25)
+    seen = project(np.linalg.inv(camera(times))[:, None], np.broadcast_to(corners, (len(times), 4, 2)))
+    low = np.floor(seen.reshape(-1, 2).min(axis=0)) - _OVER
+    high = np.ceil(seen.reshape(-1, 2).max(axis=0)) + _OVER
+    columns, rows = (high - low).astype(int)
+    side = int(1.3 * min(height, width))
+    tile = cut_texture(rng, photographs, min(int(rows), side), min(int(columns), side))
+    before = ((rows - tile.shape[0]) // 2, (columns - tile.shape[1]) // 2)
+    pads = [(b, n - size - b) for b, n, size in zip(before, (rows, columns), tile.shape, strict=False)]
+    texture = np.pad(tile, [*pads, (0, 0)], mode="symmetric")
+    opaque = np.full((*texture.shape[:2], 1), 255, np.uint8)
+    placed = np.array([low[0], low[1], 0, 0, 0, 0, 0, 0.0])
+    return Layer(np.concatenate([texture, opaque], axis=2), Placing(constant(placed), (0.0, 0.0)))
