@@ -11,6 +11,7 @@ from models.common.sharding import ShardingRules
 from tasks.common.checkpoint import CheckpointConfig
 from tasks.common.data import Batches
 from tasks.common.errors import ConfigError
+from tasks.common.mesh import batch_ways
 from tasks.common.optim import OptimConfig
 from tasks.common.resolved import FREE_KEYS
 from tasks.common.step import LossFn
@@ -106,6 +107,7 @@ class Job:
     param_axes: tree of logical axis names, one tuple per parameter.
     loss_fn: (params, batch, rng) -> (scalar loss, aux). aux holds (sum, weight) pairs and, if batches can
       have unequal ones, "weight": the denominator of the loss.
+    teacher: loss_fn takes the averaged parameters (train.ema) as a fourth argument, to learn from.
     open_data: opens the data; not called for a finished run.
     optim, train, checkpoint, log: sections of the config.
     units_per_step: units (tokens, clips, ...) in a global batch. The schedule counts units, or updates if
@@ -145,16 +147,20 @@ class Job:
     num_workers: int = 0
     prefetch: int = 2
     program: Hashable = None
+    teacher: bool = False
 
     def __post_init__(self) -> None:
         rows = self.train.batch_size
-        if rows // self.train.accum % self.mesh.size:
+        ways = batch_ways(self.mesh)
+        if rows // self.train.accum % ways:
             raise ConfigError(
                 f"train.batch_size = {rows} in train.accum = {self.train.accum} micro-batches leaves "
-                f"{rows // self.train.accum} rows, not divisible by the {self.mesh.size} devices of the mesh"
+                f"{rows // self.train.accum} rows, not divisible by the {ways} devices of the mesh"
             )
         if self.units_per_step < 1:
             raise ConfigError(f"units_per_step = {self.units_per_step}: must be at least 1")
+        if self.teacher and not self.train.ema:
+            raise ConfigError("train.ema = 0: the averaged model is the teacher; use a decay such as 0.999")
 
     def opened(self) -> RunData:
         """The data.
@@ -179,7 +185,8 @@ class Job:
             return None
         optim = self.optim
         settings = (optim.b1, optim.b2, optim.eps, optim.weight_decay, optim.clip_norm)
-        return self.program, self.seed, self.train.accum, self.train.ema, settings, self.mesh
+        averaging = (self.train.ema, self.teacher)
+        return self.program, self.seed, self.train.accum, averaging, settings, self.mesh
 
     def facts(self) -> dict[str, int]:
         """What must stay the same on resume for the data order and losses to go on."""

@@ -96,6 +96,7 @@ def fit(job: Job) -> TrainState:
             accum=job.train.accum,
             ema=job.train.ema,
             trainable_mask=job.trainable_mask,
+            teacher=job.teacher,
         )
         step_fn = shared_step(job.step_program(), make_step)
         batches = stack.enter_context(_read_batches(job, data, first))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from models.common.sharding import MESH_AXES
+from models.common.sharding import MESH_AXES, TIME_AXIS
 from tasks.common.errors import ConfigError
 
 
@@ -33,26 +33,51 @@ class MeshConfig:
             raise ConfigError("mesh.data and mesh.fsdp are both -1: only one of them can be the rest")
 
 
+@dataclasses.dataclass(frozen=True)
+class LongVideoMeshConfig(MeshConfig):
+    """Devices for models that can split a video by its frames.
+
+    time: devices that share the frames of every clip: recurrent states travel between them, frames do not
+      (TAPNext++). It must divide the frames of a clip.
+    """
+
+    time: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time < 1:
+            raise ConfigError(f"mesh.time = {self.time}: must be at least 1 (1: frames are not split)")
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with explicit axes ("data", "fsdp") over `devices` (default: all of them).
+    """A mesh with explicit axes ("data", "fsdp") and perhaps "time" over `devices` (default: all of them).
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.data, config.fsdp]
-    fixed = math.prod(size for size in sizes if size != -1)
-    if len(devices) % fixed or (-1 not in sizes and fixed != len(devices)):
+    sizes = {name: getattr(config, name) for name in MESH_AXES}
+    if isinstance(config, LongVideoMeshConfig) and config.time > 1:
+        sizes[TIME_AXIS] = config.time
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+        asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
         raise ConfigError(
-            f"mesh.data={config.data}, mesh.fsdp={config.fsdp} does not fit {len(devices)} "
-            f"{devices[0].platform} device(s): data x fsdp must be {len(devices)} (-1 means the rest)"
+            f"{asked} does not fit {len(devices)} {devices[0].platform} device(s): {' x '.join(sizes)} must "
+            f"be {len(devices)} (-1 means the rest)"
         )
-    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes.values())
+    axis_types = (AxisType.Explicit,) * len(shape)
+    return jax.make_mesh(shape, tuple(sizes), axis_types=axis_types, devices=devices)
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split: the devices, but for those that share frames."""
+    return math.prod(mesh.shape[axis] for axis in MESH_AXES)
 
 
 def batch_sharding(mesh: Mesh, *, micro_batches: bool = False) -> NamedSharding:
-    """Rows split over every device; with `micro_batches`, of arrays [accum, B / accum, ...]."""
+    """Rows split over the devices; with `micro_batches`, of arrays [accum, B / accum, ...]."""
     rows = PartitionSpec(None, MESH_AXES) if micro_batches else PartitionSpec(MESH_AXES)
     return NamedSharding(mesh, rows)
 
@@ -83,7 +108,7 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh, *, micro_batches: int | None
     placed = {}
     for name, rows in batch.items():
         array = np.asarray(rows)
-        share = mesh.local_mesh.size * parts
+        share = batch_ways(mesh.local_mesh) * parts
         if array.ndim == 0 or array.shape[0] % share:
             raise ValueError(
                 f"batch[{name!r}] has shape {array.shape}: its rows must be a multiple of {share}"

@@ -18,7 +18,8 @@ from tasks.common.metrics import add_sums, divide_sums
 from tasks.common.optim import apply_updates, global_norm
 from tasks.common.state import TrainState, leaf_names, merge_trainable, split_trainable
 
-LossFn = Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]]
+# (params, batch, rng), or with a teacher (params, batch, rng, averaged params) -> (loss, aux).
+LossFn = Callable[..., tuple[Any, dict[str, Any]]]
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, Any]]]
 
 # Keeps the initialiser's random stream apart from the steps', which are fold_in(key(seed), step).
@@ -106,20 +107,23 @@ def make_train_step(
     accum: int = 1,
     ema: float = 0.0,
     trainable_mask: Any = None,
+    teacher: bool = False,
 ) -> TrainStep:
     """The jitted step (state, batch, lr) -> (state, metrics). The state is donated.
 
     The batch is a dict of arrays [accum, B / accum, ...], `lr` a float32 scalar. Metrics are scalars: loss,
     grad_norm (before clipping), update_norm, param_norm (after the step), and the means of the task's aux
-    pairs.
+    pairs. With `teacher` the loss takes the averaged parameters, as they were before the step, as well.
     """
 
     def step(state: TrainState, batch: Any, lr: Any) -> tuple[TrainState, dict[str, Any]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         trained, frozen = split_trainable(state.params, trainable_mask)
 
+        taught_by = (merge_trainable(state.ema, frozen),) if teacher else ()
+
         def loss_of(trained: Any, micro: Any, rng: Any) -> tuple[Any, dict[str, Any]]:
-            return loss_fn(merge_trainable(trained, frozen), micro, rng)
+            return loss_fn(merge_trainable(trained, frozen), micro, rng, *taught_by)
 
         loss, means, grads = _loss_and_grads(loss_of, trained, batch, rng, accum)
         if target().platform != "gpu":

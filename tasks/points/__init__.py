@@ -1,0 +1,1 @@
+"""Point tracking: data, losses, training, evaluation, the track command."""

@@ -1,0 +1,218 @@
+"""Train a point tracker, or fine-tune one.
+
+    python -m tasks.points.train --config=configs/tapnext.py
+    python -m tasks.points.train --config=configs/tapnext.py:init=FILE.npz,data=folder,path=DIR
+    python -m tasks.points.train --config=configs/tapnext.py --sheet=clips.png         what it learns from
+
+The same command again resumes, or says that the run is finished.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from models import tapnext
+from models.common.sharding import ShardingRules
+from tasks.common.config import default_workdir, make_parser, parse_command_line, to_json
+from tasks.common.data import Batches
+from tasks.common.errors import ConfigError, run_main
+from tasks.common.job import Job, RunData
+from tasks.common.loop import fit
+from tasks.common.mesh import make_mesh
+from tasks.common.state import TrainState
+from tasks.common.step import LossFn
+from tasks.common.video.errors import VideoDataError
+from tasks.points.config import POINTS_FREE_KEYS, SCHEMA, PointsConfig, freeze_all
+from tasks.points.data import PointsData, draw_sheet, open_points_data
+from tasks.points.data.unlabelled import StudentView, UnlabelledClips, WithUnlabelled, find_videos
+from tasks.points.losses import point_losses
+from tasks.points.reports import make_callbacks, make_evaluators, print_summary
+from tasks.points.selftraining import self_training_loss
+from tasks.points.trained import initial_params
+
+DEFAULT_CONFIG = "configs/tapnext.py"
+UNREADABLE = "unreadable.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = make_parser("Train a point tracker; the same command resumes.")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw the first batch and its tracks; train nothing"
+    )
+    command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
+    assert command.config is not None
+    if command.options.sheet:
+        cfg = freeze_all(command.config)
+        draw_sheet(open_data(cfg).batches(cfg.train.batch_size)[0], command.options.sheet)
+        print(f"  {command.options.sheet}")
+        return
+    workdir = command.workdir or default_workdir("points", command.options.config or DEFAULT_CONFIG)
+    train(command.config, workdir)
+
+
+def train(config: Any, workdir: Path) -> TrainState:
+    """Runs a configuration to its end in `workdir`, resuming if the workdir holds checkpoints.
+
+    Args:
+      config: ConfigDict or nested dict with the sections of `tasks.points.config.SCHEMA`.
+      workdir: folder of the run.
+
+    Raises:
+      ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
+    """
+    state = fit(make_job(config, workdir))
+    print_summary(workdir)
+    return state
+
+
+def make_job(config: Any, workdir: Path) -> Job:
+    """What the shared loop is told of a configuration; arguments and errors as those of `train`."""
+    cfg = freeze_all(config)
+    mesh = make_mesh(cfg.mesh)
+
+    def init(key: Any) -> Any:
+        return tapnext.init_params(cfg.model, key)
+
+    flops = 3 * tapnext.flops_per_clip(cfg.model, cfg.data.frames, cfg.data.tracks)
+    return Job(
+        workdir=workdir,
+        seed=cfg.seed,
+        mesh=mesh,
+        rules=ShardingRules(),
+        init_params=init,
+        param_axes=tapnext.param_axes(cfg.model),
+        loss_fn=loss_fn(cfg),
+        open_data=lambda: open_run_data(cfg, mesh, workdir),
+        optim=cfg.optim,
+        train=cfg.train,
+        checkpoint=cfg.checkpoint,
+        log=cfg.log,
+        units_per_step=cfg.train.batch_size,
+        unit_name="clips",
+        # Self-training runs teacher and student on clips of their own.
+        flops_per_unit=None if cfg.selftraining.path else flops,
+        decay_mask=tapnext.decay_mask(jax.eval_shape(init, jax.random.key(0))),
+        initial_params=(lambda: initial_params(cfg)) if cfg.train.init_from else None,
+        config=to_json(config),
+        free_keys=POINTS_FREE_KEYS,
+        num_workers=cfg.train.num_workers,
+        prefetch=cfg.train.prefetch,
+        # Not the data: runs on other clips share the compiled step.
+        teacher=bool(cfg.selftraining.path),
+        program=("points", cfg.model, cfg.runtime, cfg.loss, cfg.selftraining),
+    )
+
+
+def loss_fn(cfg: PointsConfig) -> LossFn:
+    """The loss of a configuration: supervised, and with `selftraining` that on unlabelled clips as well.
+
+    Returns:
+      loss_fn(params, batch, rng), or with self-training loss_fn(params, batch, rng, average): the teacher is
+      the averaged model. See `point_losses` and `self_training_loss` for what a batch must hold.
+    """
+    model, runtime = cfg.model, cfg.runtime
+
+    def track(params: Any, video: Any, query_tyx: Any, layers: bool = False) -> tapnext.TAPNextOutput:
+        return tapnext.apply(model, runtime, params, video, query_tyx, layers=layers)[0]
+
+    def supervised(params: Any, batch: dict[str, Any], rng: Any) -> tuple[Any, dict[str, Any]]:
+        del rng  # all draws are made with the clips
+        output = track(params, batch["video"], batch["query_tyx"], cfg.loss.deep)
+        return point_losses(output, batch, cfg.loss, model.bins)
+
+    if not cfg.selftraining.path:
+        return supervised
+
+    def with_teacher(
+        params: Any, batch: dict[str, Any], rng: Any, average: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        loss, aux = supervised(params, batch, rng)
+        own, own_aux = self_training_loss(
+            functools.partial(track, params),
+            functools.partial(track, average),
+            batch,
+            rng,
+            cfg.selftraining,
+            cfg.loss,
+            model.bins,
+        )
+        return loss + cfg.selftraining.weight * own, aux | own_aux
+
+    return with_teacher
+
+
+def abstract_batch(cfg: PointsConfig, rows: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of so many clips, as `loss_fn` takes it."""
+    data = cfg.data
+    points = (rows, data.tracks)
+    shapes = {
+        "video": ((rows, data.frames, data.height, data.width, 3), jnp.uint8),
+        "query_tyx": ((*points, 3), jnp.float32),
+        "tracks_yx": ((*points, data.frames, 2), jnp.float32),
+        "visible": ((*points, data.frames), jnp.bool_),
+        "valid": (points, jnp.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def open_run_data(cfg: PointsConfig, mesh: Mesh, workdir: Path) -> RunData:
+    """The clips as batches, and what the run is judged on."""
+    data = open_data(cfg, workdir / UNREADABLE)
+    return RunData(
+        batches(cfg, data),
+        make_evaluators(cfg, data, mesh, workdir),
+        make_callbacks(cfg, data, mesh, workdir),
+    )
+
+
+def batches(cfg: PointsConfig, data: PointsData) -> Batches:
+    """Global batches of labelled clips, each row with an unlabelled clip if there are any.
+
+    Raises:
+      ConfigError: the folder of unlabelled videos does not exist or holds none.
+    """
+    labelled, unlabelled = data.batches(cfg.train.batch_size), cfg.selftraining
+    if not unlabelled.path:
+        return labelled
+    try:
+        videos = find_videos(Path(unlabelled.path).expanduser())
+    except VideoDataError as error:
+        raise ConfigError(f"selftraining.path: {error}") from error
+    clips = UnlabelledClips(
+        videos,
+        cfg.data.frames,
+        cfg.data.height,
+        cfg.data.width,
+        unlabelled.tracks,
+        cfg.seed,
+        StudentView(unlabelled.zoom, unlabelled.drift, unlabelled.quality),
+        cfg.data.limits(),
+        data.report,
+    )
+    return dataclasses.replace(labelled, source=WithUnlabelled(labelled.source, clips))
+
+
+def open_data(cfg: PointsConfig, report: Path | None = None) -> PointsData:
+    """The run's clips; every fault of lists and folders is a ConfigError, found before anything is trained.
+
+    Args:
+      report: JSON lines that name what cannot be read.
+    """
+    try:
+        data = open_points_data(cfg.data, seed=cfg.seed, report=report)
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    held_out = 0 if data.held_out is None else len(data.held_out)
+    print(f"clips: {cfg.data.source}, {len(data.train):,} for training, {held_out:,} held out", flush=True)
+    return data
+
+
+if __name__ == "__main__":
+    run_main(main)

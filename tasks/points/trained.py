@@ -1,0 +1,88 @@
+"""Weights and the trackers they belong to: those of a run, or of an official file."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from models import tapnext
+from models.common.params import check_params
+from models.common.shapes import Params
+from tasks.common.checkpoint import load_params
+from tasks.common.config import load_resolved, to_json, with_defaults
+from tasks.common.errors import ConfigError
+from tasks.common.resolved import diff_configs
+from tasks.points.config import SCHEMA, PointsConfig, freeze_all
+
+
+class TrainedModel(NamedTuple):
+    """A tracker with its parameters.
+
+    Attributes:
+      config: of the model.
+      params: canonical tree.
+      run: the whole configuration if it came from a run's workdir.
+      source: the folder or file it was read from.
+    """
+
+    config: tapnext.TAPNextConfig
+    params: Params
+    run: PointsConfig | None
+    source: Path
+
+
+def run_config(workdir: Path | str) -> PointsConfig:
+    """The configuration a run was made with.
+
+    Raises:
+      ConfigError: not the workdir of a run, or of a run of another task.
+    """
+    record = ConfigDict(load_resolved(workdir)["config"])
+    return freeze_all(with_defaults(record, SCHEMA))
+
+
+def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
+    """A tracker, whoever trained it.
+
+    Args:
+      path: the workdir of a run, or an official .npz, .pt or .ckpt file.
+      step: of a run's checkpoint; None = the newest good one.
+
+    Raises:
+      ConfigError: it cannot be read, and why.
+      CheckpointError: the run has no good checkpoint.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder")
+    if path.is_dir():
+        run = run_config(path)
+        config, params = run.model, load_params(path, step)
+    else:
+        run = None
+        try:
+            config, params = tapnext.load_official(path)
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+    try:
+        check_params(tapnext.param_specs(config), params, config)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return TrainedModel(config, params, run, path)
+
+
+def initial_params(cfg: PointsConfig) -> Params:
+    """The parameters of `train.init_from`.
+
+    Raises:
+      ConfigError: they cannot be read, or are another model's (the differences are listed).
+      CheckpointError: the run has no good checkpoint.
+    """
+    given = open_model(cfg.train.init_from)
+    # What changes neither shapes nor the meaning of the weights.
+    free = ("min_rad", "decode_radius", "decode_temperature")
+    differences = diff_configs(to_json(given.config), to_json(cfg.model), free=free)
+    if differences:
+        lines = "\n".join(f"  {difference}" for difference in differences)
+        raise ConfigError(f"train.init_from: {given.source} holds another model than config.model:\n{lines}")
+    return given.params
