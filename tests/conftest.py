@@ -194,7 +194,7 @@ def run_python() -> RunPython:
 def _run_python(
     *args: str,
     devices: int = 1,
-    timeout: float = 300,
+    timeout: float = 600,
     cwd: Path | None = None,
     env: dict[str, str | None] | None = None,
     check: bool = True,
