@@ -11,8 +11,8 @@
         Fine-tuning from released weights on clips of one's own. With unlabelled=DIR, a folder of videos
         without tracks, a teacher's tracks of those are learnt as well (BootsTAP).
 
-    python -m tasks.points.train --config=configs/tapnext.py:recipe=long,init=FILE.npz,data=records,path=DIR,time=8
-        Sequences of 1,024 frames split over 8 devices by time (TAPNext++).
+    python -m tasks.points.train --config=configs/tapnext.py:recipe=long,data=records,path=DIR,time=8
+        Fine-tuning (init=FILE) on sequences of 1,024 frames split over 8 devices by time (TAPNext++).
 
 Arguments: see `get_config`. What the papers do not say is marked below.
 """

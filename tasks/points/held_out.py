@@ -27,11 +27,13 @@ from tasks.points.metrics import (
 )
 from tasks.points.predictors import Predictor
 
+OCCLUDED = "delta_avg_of_occluded"
 REAPPEARING = "delta_avg_after_occlusion"
 SHOWN = {
     AVERAGE_JACCARD: "average_jaccard",
     AVERAGE_WITHIN: "delta_avg",
     OCCLUSION_ACCURACY: "occlusion_accuracy",
+    OCCLUDED: OCCLUDED,
     REAPPEARING: REAPPEARING,
 }
 
@@ -92,8 +94,8 @@ def clip_metrics(
       tracks_yx, visible: predicted, in pixels of the clip.
 
     Returns:
-      Metric -> share in [0, 1]; NaN where there is nothing to count. `REAPPEARING` is delta_avg on the frames
-      on which a point is seen again after it was hidden since its query.
+      Metric -> share in [0, 1]; NaN where there is nothing to count. `OCCLUDED` is delta_avg of the tracks that
+      are hidden at some time after their query, `REAPPEARING` that on the frames on which they are seen again.
     """
     used = np.asarray(clip["valid"], bool)
     scale = METRIC_SIZE / np.asarray(clip["video"].shape[1:3], np.float64)
@@ -108,8 +110,10 @@ def clip_metrics(
         )
 
     found = {name: float(value[0]) for name, value in measured(seen).items()}
-    again = measured(seen & hidden_before(queries, seen))
-    return found | {REAPPEARING: float(again[AVERAGE_WITHIN][0])}
+    hidden = hidden_before(queries, seen)
+    for name, counted in ((OCCLUDED, hidden[:, -1:]), (REAPPEARING, hidden)):
+        found[name] = float(measured(seen & counted)[AVERAGE_WITHIN][0])
+    return found
 
 
 def hidden_before(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tasks.points.metrics import THRESHOLDS
+from tasks.points.metrics import METRIC_SIZE, THRESHOLDS
 
 HUBER_DELTA = 1.0  # pixels
 CERTAIN_RADIUS = 1.0  # pixels
@@ -217,10 +217,17 @@ def loss_masks(
 class TrackerOutput(Protocol):
     """What a tracker gives: the fields of `ReadOut`, and `layers`, those of every block [L, B, Q, T, ...]."""
 
-    tracks_yx: Any
-    track_logits: Any
-    visible_logits: Any
-    layers: Any
+    @property
+    def tracks_yx(self) -> Any: ...
+
+    @property
+    def track_logits(self) -> Any: ...
+
+    @property
+    def visible_logits(self) -> Any: ...
+
+    @property
+    def layers(self) -> Any: ...
 
 
 def point_losses(
@@ -272,7 +279,7 @@ def point_losses(
             each = jax.lax.map(jax.checkpoint(lambda block: terms_of(read_layer(block))), output.layers)
         loss += jnp.sum(jnp.asarray(weights, jnp.float32) * _total(each, config))
         aux["layers"] = (jnp.mean(each["coordinate"][0]), terms["coordinate"][1])
-    aux |= _metrics(output, target, visible, masks)
+    aux |= _metrics(output, target, visible, masks, bins)
     return loss, {**aux, "weight": terms["coordinate"][1]}
 
 
@@ -324,12 +331,15 @@ def _total(terms: dict[str, Pair], config: PointLossConfig) -> Array:
     return sum(parts[1:], parts[0])
 
 
-def _metrics(read_out: Any, target: Array, visible: Array, masks: Masks) -> dict[str, Pair]:
-    """TAP-Vid's delta_avg and occlusion accuracy, over the frames that count and in the model's own pixels.
+def _metrics(
+    read_out: Any, target: Array, visible: Array, masks: Masks, size: tuple[int, int]
+) -> dict[str, Pair]:
+    """TAP-Vid's delta_avg and occlusion accuracy over the frames that count, in pixels of 256 x 256.
 
     The query frame counts here, so they are a little above the evaluation's.
     """
-    squared = jnp.sum(jnp.square(read_out.tracks_yx.astype(jnp.float32) - target), axis=-1)
+    scale = METRIC_SIZE / jnp.asarray(size, jnp.float32)
+    squared = jnp.sum(jnp.square((read_out.tracks_yx.astype(jnp.float32) - target) * scale), axis=-1)
     near = sum((squared < d**2).astype(jnp.float32) for d in THRESHOLDS) / len(THRESHOLDS)
     seen = masks.visibility * visible
     right = masks.visibility * ((read_out.visible_logits > 0) == visible)

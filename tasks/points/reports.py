@@ -166,6 +166,7 @@ def print_figures(rows: Mapping[str, Mapping[str, float]], console: Console) -> 
     titles = {
         "average_jaccard": "AJ",
         "occlusion_accuracy": "OA",
+        "delta_avg_of_occluded": "of occluded",
         "delta_avg_after_occlusion": "after occlusion",
     }
     for metric in SHOWN.values():
@@ -189,19 +190,9 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path, title: str =
     figures.draw_training(left, records, "loss")
     figures.frame_late(left, losses)
     left.set_ylabel("loss (all read-outs)")
-    for colour, name, label in (
-        (figures.COLOURS[0], "validation", "held out"),
-        (figures.COLOURS[1], "held_out", "held out, all clips"),
-    ):
-        at, values = figures.series(records, "eval", f"{name}/delta_avg")
-        right.plot(at, values, color=colour, marker="o", markersize=3.5, label=label)
-    for colour, name in zip(figures.COLOURS[2:], ("static", "lucas_kanade"), strict=False):
-        _, values = figures.series(records, "eval", f"{name}/delta_avg")
-        if len(values):
-            right.axhline(values[-1], color=colour, linestyle="--", linewidth=1.2, label=NAMES[name])
-    right.set(xlabel="step", ylabel="delta_avg", ylim=(0, 1))
+    figures.draw_training(right, records, "delta_avg")
+    right.set(ylabel="delta_avg", ylim=(0, 1))
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.legend(frameon=False)
     figure.suptitle(title)
     figures.save(figure, path)
     return True

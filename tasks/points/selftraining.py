@@ -177,6 +177,7 @@ def self_training_loss(
     config: SelfTrainingConfig,
     loss: PointLossConfig,
     size: tuple[int, int],
+    read_layer: Callable[[Any], Any] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """The loss of a batch's unlabelled clips.
 
@@ -187,6 +188,7 @@ def self_training_loss(
       rng: for Q2.
       config, loss: of self-training, and of the losses.
       size: of the model's image, in pixels.
+      read_layer: see `point_losses`.
 
     Returns:
       (loss; aux: "own_coordinate", the student's coordinate loss, and "consistent", the share of tracks that
@@ -197,7 +199,7 @@ def self_training_loss(
     labels = jax.lax.stop_gradient(pseudo_labels(teacher, video, first, drawn, config.cycle * max(size)))
     targets = student_targets(labels, batch["student_affine"], size)
     output = student(batch["student_video"], targets["query_tyx"], loss.deep)
-    value, aux = point_losses(output, targets, loss, size)
+    value, aux = point_losses(output, targets, loss, size, read_layer)
     consistent = targets["valid"].astype(jnp.float32)
     counted = (jnp.sum(consistent), jnp.float32(consistent.size))
     return value, {"own_coordinate": aux["coordinate"], "consistent": counted}

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,16 @@ def make_job(config: Any, workdir: Path) -> Job:
     )
 
 
+class ClipOutput(NamedTuple):
+    """The model's answer for whole clips; `layers` are the points' features after every block, or None: the
+    logits of all blocks would fill the memory."""
+
+    tracks_yx: jax.Array
+    track_logits: jax.Array
+    visible_logits: jax.Array
+    layers: jax.Array | None
+
+
 def loss_fn(cfg: PointsConfig) -> LossFn:
     """The loss of a configuration: supervised, and with `selftraining` that on unlabelled clips as well.
 
@@ -119,13 +129,19 @@ def loss_fn(cfg: PointsConfig) -> LossFn:
     """
     model, runtime = cfg.model, cfg.runtime
 
-    def track(params: Any, video: Any, query_tyx: Any, layers: bool = False) -> tapnext.TAPNextOutput:
-        return tapnext.apply(model, runtime, params, video, query_tyx, layers=layers)[0]
+    def track(params: Any, video: Any, query_tyx: Any, layers: bool = False) -> ClipOutput:
+        queries = tapnext.make_queries(query_tyx)
+        features, _ = tapnext.point_features(model, runtime, params, video, queries, layers=layers)
+        return ClipOutput(*tapnext.read_out(model, params, features.last), features.layers)
+
+    def read_layer(params: Any, features: Any) -> tapnext.Readout:
+        return tapnext.read_out(model, params, features, last=False)
 
     def supervised(params: Any, batch: dict[str, Any], rng: Any) -> tuple[Any, dict[str, Any]]:
         del rng  # all draws are made with the clips
         output = track(params, batch["video"], batch["query_tyx"], cfg.loss.deep)
-        return point_losses(output, batch, cfg.loss, model.bins)
+        read = functools.partial(read_layer, params)
+        return point_losses(output, batch, cfg.loss, model.bins, read)
 
     if not cfg.selftraining.path:
         return supervised
@@ -142,6 +158,7 @@ def loss_fn(cfg: PointsConfig) -> LossFn:
             cfg.selftraining,
             cfg.loss,
             model.bins,
+            functools.partial(read_layer, params),
         )
         return loss + cfg.selftraining.weight * own, aux | own_aux
 

@@ -29,7 +29,8 @@ for reset in (None, jnp.zeros((2, 12), bool).at[0, 5].set(True)):
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         np.testing.assert_allclose(output.track_logits, whole.track_logits, atol=2e-5)
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
-        for (path, one), many in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(found), strict=True):
+        leaves = jax.tree.leaves_with_path(gradients)
+        for (path, one), many in zip(leaves, jax.tree.leaves(found), strict=True):
             scale = max(float(jnp.abs(one).max()), largest / 100)  # key biases have no gradient but noise
             np.testing.assert_allclose(many, one, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
 print("equal")
@@ -40,9 +41,10 @@ import jax
 from models.tapnext import TAPNextRuntime, apply
 from tests.models.tapnext.small_tapnext import queries, random_params, small, video
 
+config = small(conv_width=4)
 with jax.set_mesh(jax.make_mesh((1, 1, 4), ("data", "fsdp", "time"))):
     try:
-        apply(small(conv_width=4), TAPNextRuntime(), random_params(small(conv_width=4)), video(1, 8), queries(1))
+        apply(config, TAPNextRuntime(), random_params(config), video(1, 8), queries(1))
     except ValueError as error:
         print(error)
 """

@@ -5,6 +5,7 @@ import pytest
 
 from tasks.points.controls import static
 from tasks.points.held_out import (
+    OCCLUDED,
     REAPPEARING,
     batches_of,
     clip_metrics,
@@ -61,6 +62,7 @@ def test_frames_after_an_occlusion_since_the_query_count_apart() -> None:
     guess[0, 4:] += 100.0  # lost for good behind the occluder
     found = clip_metrics(truth, guess, truth["visible"])
     assert found[REAPPEARING] == 0.0
+    assert found[OCCLUDED] == pytest.approx(1 / 3)  # of frames 1, 4 and 5 of the first track
     assert found["average_pts_within_thresh"] == pytest.approx(6 / 8)  # 8 visible frames after the queries
     assert np.isnan(clip_metrics(clip(), guess, truth["visible"])[REAPPEARING])
     # Hidden before the query is not since the query.

@@ -207,7 +207,8 @@ def test_training_metrics(output, batch):
     _, aux = point_losses(exact, batch, PointLossConfig(layers=0), BINS)
     assert aux["delta_avg"][0] == aux["delta_avg"][1] > 0
     assert aux["occlusion_accuracy"][0] == aux["occlusion_accuracy"][1]
-    exact.tracks_yx = exact.tracks_yx + jnp.array([0.0, 3.0])  # within 4, 8 and 16 pixels
+    # 3 pixels of a frame 256 wide: within 4, 8 and 16.
+    exact.tracks_yx = exact.tracks_yx + jnp.array([0.0, 3.0 * BINS[1] / 256])
     _, aux = point_losses(exact, batch, PointLossConfig(layers=0), BINS)
     assert aux["delta_avg"][0] / aux["delta_avg"][1] == pytest.approx(3 / 5)
 

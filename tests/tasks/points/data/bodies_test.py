@@ -14,9 +14,10 @@ from tasks.points.data.body_tracks import Recorded, sample_pixels, track_pixels
 from tasks.points.data.clips import inside
 from tasks.points.data.render import sample
 from tasks.points.data.room import camera_path, draw_room
-from tasks.points.data.simulated import SimulatedClips, SimulationConfig, load_mujoco, open_renderer
+from tasks.points.data.simulated import SimulatedClips, SimulationConfig, open_renderer
 from tasks.points.data.textures import open_photographs
 from tests.tasks.points.data.movi_files import BoxScene
+from tests.tasks.points.data.rooms import require_egl
 
 SMALL = SimulationConfig(frames=5, height=48, width=64, points=60, fewest=3, most=4, noise=0.0, drift=0.0)
 
@@ -121,14 +122,7 @@ def test_bad_simulations(options: dict[str, float], message: str) -> None:
 @pytest.fixture(scope="module")
 def egl() -> None:
     """Skips where no picture can be drawn."""
-    try:
-        mujoco = load_mujoco()
-    except ImportError:
-        pytest.skip("mujoco is not installed (extra: sim)")
-    try:
-        open_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16).close()
-    except ImportError:
-        pytest.skip("no EGL to draw MuJoCo's scenes with")
+    require_egl()
 
 
 @pytest.mark.usefixtures("egl")
