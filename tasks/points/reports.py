@@ -6,6 +6,7 @@ drawn over the frames.
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def final_figures(workdir: Path) -> dict[str, dict[str, float]]:
             for key, value in record.items():
                 name, slash, metric = key.partition("/")
                 if slash and name in NAMES:
-                    found.setdefault(name, {})[metric] = value
+                    found.setdefault(name, {})[metric] = float(value)  # what is undefined is logged as "nan"
     return found
 
 
@@ -160,7 +161,7 @@ def print_summary(workdir: Path, console: Console | None = None) -> None:
 
 
 def print_figures(rows: Mapping[str, Mapping[str, float]], console: Console) -> None:
-    """A table of trackers side by side, in per cent."""
+    """A table of trackers side by side, in per cent; a dash where there was nothing to count."""
     table = Table(title="held-out clips, per cent")
     table.add_column("tracker")
     titles = {
@@ -172,7 +173,8 @@ def print_figures(rows: Mapping[str, Mapping[str, float]], console: Console) -> 
     for metric in SHOWN.values():
         table.add_column(titles.get(metric, metric), justify="right")
     for name, values in rows.items():
-        table.add_row(name, *(f"{100 * values[metric]:.1f}" for metric in SHOWN.values()))
+        cells = [values[metric] for metric in SHOWN.values()]
+        table.add_row(name, *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in cells))
     console.print(table)
 
 

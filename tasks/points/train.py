@@ -176,6 +176,13 @@ def abstract_batch(cfg: PointsConfig, rows: int = 1) -> dict[str, jax.ShapeDtype
         "visible": ((*points, data.frames), jnp.bool_),
         "valid": (points, jnp.bool_),
     }
+    if cfg.selftraining.path:
+        shapes |= {
+            "real_video": shapes["video"],
+            "student_video": shapes["video"],
+            "student_affine": ((rows, data.frames, 2, 3), jnp.float32),
+            "real_query_tyx": ((rows, cfg.selftraining.tracks, 3), jnp.float32),
+        }
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 

@@ -1,7 +1,8 @@
 """Weights and the trackers they belong to: those of a run, or of an official file."""
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -81,8 +82,14 @@ def initial_params(cfg: PointsConfig) -> Params:
     given = open_model(cfg.train.init_from)
     # What changes neither shapes nor the meaning of the weights.
     free = ("min_rad", "decode_radius", "decode_temperature")
-    differences = diff_configs(to_json(given.config), to_json(cfg.model), free=free)
+    differences = diff_configs(_sizes(given.config), _sizes(cfg.model), free=free)
     if differences:
         lines = "\n".join(f"  {difference}" for difference in differences)
         raise ConfigError(f"train.init_from: {given.source} holds another model than config.model:\n{lines}")
     return given.params
+
+
+def _sizes(config: tapnext.TAPNextConfig) -> dict[str, Any]:
+    """A model's fields as JSON values, with the sizes that None stands for: files say them."""
+    stated = {"lru_width": config.recurrent_width, "coordinate_bins": config.bins}
+    return to_json(dataclasses.replace(config, **stated))

@@ -86,11 +86,13 @@ def test_loss_traces_at_full_size(path, variant, tmp_path):
     """What the loop is told of the run, on one row of a batch."""
     train = importlib.import_module(f"{task_of(path)}.train")
     config = with_defaults(load_config(address(path, variant)), task_config(path).SCHEMA)
+    if "time" in config.mesh:  # there is one device here
+        config.mesh.time = 1
     job = train.make_job(config, tmp_path)
     params = jax.eval_shape(job.init_params, jax.random.key(0))
-    loss, _ = jax.eval_shape(
-        job.loss_fn, params, train.abstract_batch(freeze(path, variant)), jax.random.key(0)
-    )
+    teacher = (params,) if job.teacher else ()
+    batch = train.abstract_batch(freeze(path, variant))
+    loss, _ = jax.eval_shape(job.loss_fn, params, batch, jax.random.key(0), *teacher)
     assert loss.shape == ()
 
 
