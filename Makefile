@@ -37,7 +37,7 @@ test: $(STAMP)
 # Two at a time here, too, but for those that measure speeds.
 test-all: test
 	$(RUN) pytest -m "slow and not timing" --slow -n 2 --dist worksteal$(MORE)
-	$(RUN) pytest -m timing --slow$(MORE)
+	$(RUN) pytest -m "timing" --slow$(MORE)
 
 lint: $(STAMP)
 	$(RUN) ruff check .

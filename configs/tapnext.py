@@ -169,6 +169,8 @@ def _model(args: ConfigDict, size: str, *, side: int, patch: int, frames: int, t
             "depth": depth,
             "mlp_size": mlp_size,
             "num_heads": heads,
+            # S has 56 M parameters in the paper: its recurrence is as wide as B's.
+            "lru_width": WIDTHS["B"][0] if size == "S" else None,
             "head_width": 128 if size == "mini" else 256,
             "numerics": args.numerics,
         },

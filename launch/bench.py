@@ -5,6 +5,7 @@
     python -m launch.bench kernels.forgetting_attention --tune          writes tuned/<device>.json
     python -m launch.bench tasks.lm --only=125m                         training steps
     python -m launch.bench tasks.lm --agreement                         loss curves of two implementations
+    python -m launch.bench tasks.points --accuracy FILM.mp4 ... --checkpoint=RUN    bfloat16 in pixels
 
 A benchmark is a module of the package with `rows(...) -> list of dicts of one set of keys`, whose keyword
 arguments are the options it takes; `figure` is the output's name as a PNG. If it has `verdict(rows) -> str`,
@@ -37,7 +38,14 @@ from tasks.common.resolved import atomic_write
 # Flag -> module of the package; without one it is `benchmark`.
 MODES = {"accuracy": "accuracy", "tune": "tuner", "agreement": "agreement"}
 # Keyword of `rows` -> option.
-OPTIONS = {"calls": "--calls", "only": "--only", "settings": "--set", "profile": "--profile"}
+OPTIONS = {
+    "calls": "--calls",
+    "only": "--only",
+    "settings": "--set",
+    "profile": "--profile",
+    "videos": "--accuracy FILE",
+    "checkpoint": "--checkpoint",
+}
 # Columns at most as wide as this where the output is no terminal.
 _WIDTH = 220
 
@@ -56,15 +64,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--profile", type=Path, metavar="DIR", help="folder for a profiler trace of each case"
     )
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN|FILE", help="trained weights, where needed")
     parser.add_argument("--commit", help="of the measured code, where it lies outside of a git checkout")
     modes = parser.add_mutually_exclusive_group()
-    for name in MODES:
+    modes.add_argument(
+        "--accuracy", action="extend", nargs="*", metavar="FILE", help="of tasks.points: on these films"
+    )
+    for name in list(MODES)[1:]:
         modes.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args(words)
     if options.calls is not None and options.calls < 1:
         raise ConfigError(f"--calls={options.calls}: must be at least 1")
-    mode = next((MODES[name] for name in MODES if getattr(options, name)), "benchmark")
-    module = benchmark(options.package, mode)
+    chosen = [name for name in MODES if getattr(options, name) not in (None, False)]
+    module = benchmark(options.package, MODES[chosen[0]] if chosen else "benchmark")
+    options.videos = options.accuracy or None
     given = {name: getattr(options, name) for name in OPTIONS}
     arguments = _accepted(module, {name: value for name, value in given.items() if value is not None})
     if options.output is not None and "figure" in inspect.signature(module.rows).parameters:

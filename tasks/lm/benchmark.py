@@ -26,15 +26,14 @@ from models.common.layers import embed, rms_norm
 from models.fox.model import block
 from models.fox.span import Span, make_span
 from models.fox.statistics import layer_statistics
-from tasks.common.bench import program_memory, trace_calls
+from tasks.common.bench import NOTHING, program_memory, start_training, trace_calls
 from tasks.common.config import load_config, override_all, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.flops import utilisation
 from tasks.common.job import Job
 from tasks.common.mesh import put_batch
-from tasks.common.optim import learning_rate, make_optimizer
-from tasks.common.state import TrainState, split_trainable
-from tasks.common.step import abstract_state, fresh_state, make_train_step
+from tasks.common.optim import learning_rate
+from tasks.common.state import TrainState
 from tasks.lm.config import SCHEMA, LMConfig, freeze_all
 from tasks.lm.train import make_job
 
@@ -43,7 +42,6 @@ FASTEST = "runtime.remat=none,runtime.scan_layers=false"
 LONGEST_DECAY = 512.0
 GATE_SCALE = 0.1
 LAPS, WARM_UP, TRACED = 3, 2, 3
-NOTHING = "-"
 
 
 class Goal(NamedTuple):
@@ -164,7 +162,7 @@ def _measure(
     case: Case, acp: bool, cfg: LMConfig, job: Job, calls: int, trace: Path | None
 ) -> dict[str, Any]:
     with jax.set_mesh(job.mesh):
-        state, step = _start(job)
+        state, step = start_training(job)
         batch = _random_batch(cfg, job)
         rates = _learning_rates(job)
         visited = _visited(cfg, state.params, batch["tokens"][0]) if acp else 1.0
@@ -204,20 +202,6 @@ def _measure(
         "target": NOTHING if goal is None else goal.target,
         "met": _met(rate, goal),
     }
-
-
-def _start(job: Job) -> tuple[TrainState, Any]:
-    """State and jitted step, as `tasks.common.loop.fit` makes them."""
-    decay = None if job.decay_mask is None else split_trainable(job.decay_mask, job.trainable_mask)[0]
-    optimizer = make_optimizer(job.optim, decay)
-    abstract = abstract_state(
-        job.init_params, job.param_axes, job.mesh, job.rules, optimizer, job.trainable_mask
-    )
-    state = fresh_state(abstract, job.init_params, optimizer, job.seed, job.trainable_mask)
-    step = make_train_step(
-        job.loss_fn, optimizer, seed=job.seed, accum=job.train.accum, trainable_mask=job.trainable_mask
-    )
-    return state, step
 
 
 def _random_batch(cfg: LMConfig, job: Job) -> dict[str, Any]:

@@ -7,23 +7,36 @@ Pixels and parameters are random: the time does not depend on them.
 
 import dataclasses
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kernels.common.bench import DeviceTiming, Rates, measure_rates, time_bursts
+from kernels.common.bench import DeviceTiming, Rates, measure_rates
 from models import trecvit
 from models.common.sharding import ShardingRules
 from models.trecvit import TRecViTConfig, TRecViTRuntime, TRecViTState
-from tasks.common.bench import program_memory, trace_calls
+from tasks.common.bench import (
+    NOTHING,
+    Built,
+    Carried,
+    Goal,
+    build,
+    device_stat,
+    goal_columns,
+    memory_limit,
+    program_memory,
+    rounded,
+    time_checked,
+    tree_bytes,
+    verdict,
+)
 from tasks.common.config import freeze, override_all, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.mesh import MeshConfig, make_mesh, put_batch
@@ -32,31 +45,15 @@ from tasks.common.step import abstract_state, compiler_options, fresh_state, mak
 from tasks.video.augment import AugmentConfig
 from tasks.video.losses import video_loss_fn
 
+__all__ = ["GOALS", "RELEASED", "Goal", "Size", "rows", "verdict"]
+
 # XLA's attention writes all scores; cuDNN's does not.
 FASTEST = "runtime.attention_implementation=cudnn"
 REMATS = ("none", "dots", "full")
 LEARNING_RATE = 1e-4
 # Seconds of a burst of clips or training steps: several of them, so that the host's part counts once.
 BURST = 1.5
-FRAMES, TRACED = 50, 5
-# What of a GPU of 80 GB can be had.
-LARGEST = 75 * 2**30
-NOTHING = "-"
-
-
-class Goal(NamedTuple):
-    """In `unit`s, on one H200: the official code's figure, what is required, the target."""
-
-    unit: str
-    official: str
-    required: float
-    target: float
-
-    def met(self, found: float) -> str:
-        """ "target", "required" or "no". Of milliseconds less is better, of frames per second more."""
-        sign = -1 if self.unit.startswith("ms") else 1
-        reached = [name for name in ("target", "required") if sign * found >= sign * getattr(self, name)]
-        return reached[0] if reached else "no"
+FRAMES = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,44 +129,12 @@ def rows(
     return found
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
-    """Which of the required and target figures hold."""
-    judged = [row for row in rows if row["met"] != NOTHING]
-    failed = [row["case"] for row in judged if row["met"] == "no"]
-    hit = sum(row["met"] == "target" for row in judged)
-    summary = f"required: {len(judged) - len(failed)} of {len(judged)} hold; target: {hit} of {len(judged)}"
-    return "\n  ".join([summary, *(f"not met: {name}" for name in failed)])
-
-
 def _settings(text: str) -> tuple[TRecViTRuntime, dict[str, Any]]:
     """How the model is run, and the compiler's options."""
     given = ConfigDict({"runtime": {"compute_dtype": "bfloat16"}, "compiler": compiler_options()})
     config = with_defaults(given, {"runtime": TRecViTRuntime, "compiler": dict})
     override_all(config, text)
     return freeze(config.runtime, TRecViTRuntime, "runtime"), dict(config.compiler)
-
-
-class _Carried:
-    """Calls of a program that hands its first argument on, donated: a stream's state, a training state."""
-
-    def __init__(self, program: Callable[..., tuple[Any, Any]], carried: Any, *arguments: Any):
-        self._program, self._carried, self._arguments = program, carried, arguments
-
-    def __call__(self, *arguments: Any) -> Any:
-        """What one call returns beside what is carried; `arguments` replace those given at first."""
-        self._carried, result = self._program(self._carried, *(arguments or self._arguments))
-        return result
-
-
-class _Built(NamedTuple):
-    compiled: Any
-    seconds: float
-
-
-def _build(lowered: Any) -> _Built:
-    begin = time.perf_counter()
-    compiled = lowered.compile()
-    return _Built(compiled, time.perf_counter() - begin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +157,7 @@ class _Bench:
             return trecvit.apply(size.model, runtime, params, video, output="clip")[0]
 
         arguments = (self._params(), _pixels(size.video))
-        built = _build(jax.jit(run, compiler_options=self.compiler).lower(*arguments))
+        built = build(jax.jit(run, compiler_options=self.compiler).lower(*arguments))
         call = functools.partial(built.compiled, *arguments)
         timing = self._time(call)
         flops = size.batch * trecvit.flops_per_clip(size.model, size.frames)
@@ -210,9 +175,9 @@ class _Bench:
 
         frame = _pixels((1, 1, *size.video[2:]))
         jitted = jax.jit(step, donate_argnums=0, compiler_options=self.compiler)
-        built = _build(jitted.lower(state, params, frame))
-        moved = _bytes(params) + 2 * _bytes(state)
-        call = _Carried(built.compiled, state, params, frame)
+        built = build(jitted.lower(state, params, frame))
+        moved = tree_bytes(params) + 2 * tree_bytes(state)
+        call = Carried(built.compiled, state, params, frame)
         timing = self._time(call)
         camera, wall = np.asarray(frame), []
         for _ in range(FRAMES):
@@ -240,11 +205,11 @@ class _Bench:
             abstract = abstract_state(init, axes, mesh, ShardingRules(), optimizer)
             batch, lr = put_batch(host, mesh, micro_batches=1), jnp.float32(LEARNING_RATE)
             step: Any = make_train_step(loss_fn, optimizer, seed=0)
-            built = _build(step.lower(abstract, batch, lr))
-            if (needed := program_memory(built.compiled)) > _room():
+            built = build(step.lower(abstract, batch, lr))
+            if (needed := program_memory(built.compiled)) > memory_limit():
                 print(f"{self.name}: needs {needed / 2**30:.1f} GiB, skipped", flush=True)
                 return None
-            call = _Carried(built.compiled, fresh_state(abstract, init, optimizer, 0), batch, lr)
+            call = Carried(built.compiled, fresh_state(abstract, init, optimizer, 0), batch, lr)
             timing = self._time(call)
         flops = 3 * size.batch * trecvit.flops_per_clip(model, size.frames)
         return self._row(built, timing, size.batch, flops / self.rates.matmul)
@@ -259,21 +224,14 @@ class _Bench:
 
     def _time(self, call: Callable[[], Any]) -> DeviceTiming:
         seconds = 0.05 if self.name == "streaming" or jax.default_backend() == "cpu" else BURST
-        timing = time_bursts({"": call}, bursts=self.calls, seconds=seconds)[""]
-        result = jax.tree.leaves(call())
-        if not all(bool(jnp.isfinite(x).all()) for x in result):
-            raise FloatingPointError(f"{self.name}: the result holds NaN or infinity")
-        if self.profile is not None:
-            folder = self.profile / self.name.replace(", ", "-").replace(" ", "_")
-            trace_calls(folder, self.name, lambda: _repeat(call, TRACED), TRACED)
-        return timing
+        return time_checked(self.name, call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _row(
-        self, built: _Built, timing: DeviceTiming, clips: int | None, floor: float, wall: float | None = None
+        self, built: Built, timing: DeviceTiming, clips: int | None, floor: float, wall: float | None = None
     ) -> dict[str, Any]:
         training, size = self.name.startswith("training"), self.size
         frames = 1 if clips is None else clips * size.frames
-        seconds, peak = timing.median_s, _device_stat("peak_bytes_in_use")
+        seconds, peak = timing.median_s, device_stat("peak_bytes_in_use")
         goal = GOALS.get(self.name) if jax.default_backend() == "gpu" and size is RELEASED else None
         shape = " x ".join(map(str, size.video[:-1] if clips else (1, 1, *size.model.image_size)))
         value = seconds * 1e3 if goal and goal.unit == "ms" else frames / seconds
@@ -281,21 +239,17 @@ class _Bench:
             "case": f"{self.name}, {size.name}, {shape}",
             "implementation": self._implementation(),
             "parameters": "float32" if training else f"{self.runtime.compute_dtype}, cast once",
-            "ms": _rounded(seconds * 1e3),
+            "ms": rounded(seconds * 1e3),
             "spread": f"{100 * timing.spread:.1f} %",
-            "wall ms": NOTHING if wall is None else _rounded(wall * 1e3),
-            "frames/s": _rounded(frames / seconds),
-            "clips/s": NOTHING if clips is None else _rounded(clips / seconds),
-            "floor ms": _rounded(floor * 1e3),
-            "floor frames/s": _rounded(frames / floor),
+            "wall ms": NOTHING if wall is None else rounded(wall * 1e3),
+            "frames/s": rounded(frames / seconds),
+            "clips/s": NOTHING if clips is None else rounded(clips / seconds),
+            "floor ms": rounded(floor * 1e3),
+            "floor frames/s": rounded(frames / floor),
             "memory GiB": round(program_memory(built.compiled) / 2**30, 2),
             "peak GiB": NOTHING if peak is None else round(peak / 2**30, 2),
             "compile s": round(built.seconds, 1),
-            "official": NOTHING if goal is None else goal.official,
-            "required": NOTHING if goal is None else goal.required,
-            "target": NOTHING if goal is None else goal.target,
-            "unit": NOTHING if goal is None else goal.unit,
-            "met": NOTHING if goal is None else goal.met(value),
+            **goal_columns(goal, value),
             "measured": str(self.rates),
         }
 
@@ -314,27 +268,3 @@ class _Bench:
 def _pixels(shape: tuple[int, ...]) -> Any:
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.integers(0, 256, shape, np.uint8))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
-
-
-def _repeat(call: Callable[[], Any], times: int) -> None:
-    jax.block_until_ready([call() for _ in range(times)])
-
-
-def _room() -> float:
-    """Bytes that a program may need."""
-    limit = _device_stat("bytes_limit")
-    return LARGEST if limit is None else min(LARGEST, limit)
-
-
-def _device_stat(name: str) -> int | None:
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get(name)
-
-
-def _rounded(x: float) -> float:
-    """Four digits."""
-    return round(x, max(3 - math.floor(math.log10(x)), 0)) if x > 0 else x

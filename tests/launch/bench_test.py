@@ -71,6 +71,8 @@ def test_a_module_may_save_its_rows_itself(fake: dict[str, Any], tmp_path: Path)
     ("argv", "message"),
     [
         (["tasks.lm", "--set=a=1"], "--set is no option of a.benchmark"),
+        (["tasks.lm", "--accuracy", "a.mp4"], "--accuracy FILE is no option of a.benchmark"),
+        (["tasks.lm", "--checkpoint=a.npz"], "--checkpoint is no option of a.benchmark"),
         (["tasks.lm", "--only=wrong"], "is no case"),
     ],
 )

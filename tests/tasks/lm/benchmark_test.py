@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models import fox
+from tasks.common.bench import start_training
 from tasks.common.errors import ConfigError
 from tasks.lm import benchmark
 from tasks.lm.benchmark import CASES, Case, Goal
@@ -47,7 +48,7 @@ def test_pruning_is_counted_by_the_tiles_it_leaves() -> None:
     case = Case("tiny", "fox_pro", "tiny", 1, 512, 300)
     cfg, job = benchmark._prepare(case, True, "runtime.log_pruning_tolerance=-1e-9")
     with jax.set_mesh(job.mesh):
-        state, _ = benchmark._start(job)
+        state, _ = start_training(job)
         tokens = benchmark._random_batch(cfg, job)["tokens"][0]
         share = benchmark._visited(cfg, state.params, tokens)
     # Two layers, two heads of decay times 1 and 512: one head keeps the diagonal and what lies next to it.
