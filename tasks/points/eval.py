@@ -1,8 +1,9 @@
-"""Evaluate point trackers on TAP-Vid and on your own videos: AJ, delta_avg, OA, every threshold, AJ_RD.
+"""Evaluate point trackers on TAP-Vid, on your own videos and on clips: AJ, delta_avg, OA, thresholds, AJ_RD.
 
     python -m tasks.points.eval --dataset=davis --data_path=tapvid_davis.pkl --workdir=RUN
     python -m tasks.points.eval --dataset=robotap --data_path=DIR --query_mode=strided --checkpoint=FILE.npz
     python -m tasks.points.eval --dataset=folder --data_path=DIR --predictor=lucas_kanade
+    python -m tasks.points.eval --dataset=records --data_path=DIR --workdir=RUN        (held-out clips)
 
 The same command continues where it was stopped, at any time. It writes per_video.csv, summary.json,
 worst.png and the predicted tracks of every video.
@@ -27,7 +28,9 @@ from models.tapnext import TAPNextConfig, TAPNextRuntime
 from tasks.common.config import CommandLine, make_parser, parse_command_line, to_json
 from tasks.common.errors import ConfigError, RunError, run_main, writing
 from tasks.common.video.errors import VideoDataError
+from tasks.points.config import SCHEMA, freeze_all
 from tasks.points.controls import LucasKanade, static
+from tasks.points.data.clip_sets import CLIP_SOURCES, open_clip_set
 from tasks.points.data.sets import FOLDER, OFFICIAL, official_videos, open_set
 from tasks.points.data.tracked_video import TrackedSet
 from tasks.points.evaluation_store import POOLED, EvaluationStore, set_fingerprint, summarize
@@ -39,11 +42,13 @@ from tasks.points.metrics import (
     OCCLUSION_ACCURACY,
     THRESHOLDS,
     Mean,
+    QueryMode,
 )
 from tasks.points.model_predictor import ModelPredictor
 from tasks.points.predictors import Predictor
 from tasks.points.reappearance import AJ_RD
 from tasks.points.trained import open_model
+from tasks.points.weight_files import chosen_weights
 from tasks.points.worst_cases import write_worst_cases
 
 PREDICTORS = ("model", "static", "lucas_kanade")
@@ -57,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
       RunError: any wrong option or unusable file, in one line; or the evaluation was interrupted.
     """
-    parser = make_parser("Evaluate point trackers on TAP-Vid and on your own videos.")
+    parser = make_parser("Evaluate point trackers on TAP-Vid, on your own videos, and on clips.")
     _add_options(parser)
-    command = parse_command_line(parser, argv)
+    command = parse_command_line(parser, argv, schema=SCHEMA)
     console = Console(highlight=False)
     try:
         # The data first: no weights are read for a set that cannot be.
-        videos = open_set(command.options.dataset, command.options.data_path)
+        videos = _open_data(command, console)
         _describe(command.options.dataset, videos, console)
         evaluate(command, videos, console)
     except VideoDataError as error:
@@ -76,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", required=True, help=f"{', '.join(OFFICIAL)}, {FOLDER} (your own videos), or a folder")
-    add("--data_path", metavar="FILE_OR_FOLDER", help="pickle, folder of pickles, CSV, or your own folder")
+    clips = f"{', '.join(CLIP_SOURCES)} (held-out clips)"
+    add("--dataset", required=True, help=f"{', '.join(OFFICIAL)}, {FOLDER} (your own), a folder, {clips}")
+    add("--data_path", metavar="FILE_OR_FOLDER", help="pickle, folder of pickles, CSV, your folder, clips")
+    add("--clips", type=int, default=0, metavar="N", help="of held-out clips: the first N (default: all)")
     add("--query_mode", choices=("first", "strided"), default="first", help="(default: first)")
     add(
         "--predictor",
@@ -85,14 +92,28 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="model",
         help="a control instead of a model (default: model)",
     )
-    add("--checkpoint", metavar="FILE", help="weights: an official .npz, .pt or .ckpt file")
+    add("--checkpoint", metavar="FILE", help="weights: .safetensors, or an official .npz, .pt or .ckpt file")
     add("--step", type=int, help="for --workdir: the checkpoint of this step (default: the newest)")
-    add("--size", type=int, default=METRIC_SIZE, help="pixels of a side the model sees (default: 256)")
+    add("--size", type=int, help="pixels of a side that are seen (default: the model's, if square; or 256)")
     add("--dtype", choices=("float32", "bfloat16"), help="of matmuls (default: the run's, or float32)")
     add("--certainty", type=float, metavar="RADIUS", help="gate visibility by certainty within this radius")
     add("--chunk", type=int, default=16, help="frames on the device at a time (default: 16)")
     add("--worst", type=int, default=6, metavar="N", help="videos in worst.png; 0: no picture (default: 6)")
     add("--output", metavar="DIR", help="(default: evaluation/DATASET-MODE-... in WORKDIR or here)")
+
+
+def _open_data(command: CommandLine, console: Console) -> TrackedSet:
+    """What is evaluated on; raises VideoDataError, ConfigError."""
+    options = command.options
+    if options.dataset not in CLIP_SOURCES:
+        if options.clips:
+            raise ConfigError(f"--clips belongs to --dataset={'|'.join(CLIP_SOURCES)}")
+        return open_set(options.dataset, options.data_path)
+    trained_on = None if command.config is None else freeze_all(command.config).data
+    with console.status("reading the tracks"):
+        clips = open_clip_set(options.dataset, options.data_path, trained_on, options.clips)
+    console.print(f"{options.dataset}: {clips.described}", markup=False, soft_wrap=True)
+    return clips.videos
 
 
 def _describe(dataset: str, videos: TrackedSet, console: Console) -> None:
@@ -120,20 +141,24 @@ def evaluate(command: CommandLine, videos: TrackedSet, console: Console) -> dict
     """
     options = command.options
     for name in ("size", "chunk"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name}={getattr(options, name)}: must be at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}={value}: must be at least 1")
     predictor, identity, name = open_predictor(command)
-    dataset = options.dataset if options.dataset in OFFICIAL else FOLDER
+    dataset = options.dataset if options.dataset in (*OFFICIAL, *CLIP_SOURCES) else FOLDER
     identity = {
         "dataset": dataset,
         "annotations": set_fingerprint(videos),
         "query_mode": options.query_mode,
-        "size": options.size,
+        "size": options.size or METRIC_SIZE,
         **identity,
     }
-    default = (command.workdir or Path()) / "evaluation" / f"{dataset}-{options.query_mode}-{name}"
+    # Clips of one source are of many folders.
+    source = [Path(options.data_path).resolve().name] if dataset in CLIP_SOURCES and options.data_path else []
+    folder = "-".join([dataset, *source, options.query_mode, name])
+    default = (command.workdir or Path()) / "evaluation" / folder
     store = EvaluationStore(Path(options.output).expanduser() if options.output else default, identity)
-    results = _run(store, videos, predictor, options, console)
+    results = _run(store, videos, predictor, options.query_mode, identity["size"], console)
     means = store.finish(videos, results)
     if options.worst > 0:
         with writing(store.folder, WORST):
@@ -151,23 +176,21 @@ def open_predictor(command: CommandLine) -> tuple[Predictor, dict[str, Any], str
       ConfigError, CheckpointError: options that do not fit together, or weights that cannot be read.
     """
     options, backward = command.options, command.options.query_mode == "strided"
-    given = (command.workdir is not None) + (options.checkpoint is not None)
     if options.predictor != "model":
-        if given:
+        # With clips, a run says which it held out.
+        if options.checkpoint or (command.workdir and options.dataset not in CLIP_SOURCES):
             raise ConfigError(
                 f"--predictor={options.predictor} has no weights: leave out --workdir and --checkpoint"
             )
         control = static if options.predictor == "static" else LucasKanade(backward=backward)
         return control, {"predictor": options.predictor}, options.predictor
-    if given != 1:
-        raise ConfigError(
-            "give one of --workdir=RUN (a run of ours) and --checkpoint=FILE (official weights)"
-        )
-    model = open_model(command.workdir or options.checkpoint, options.step)
+    model = open_model(chosen_weights(command.workdir, options.checkpoint), options.step)
     runtime = TAPNextRuntime() if model.run is None else model.run.runtime
     if options.dtype:
         runtime = dataclasses.replace(runtime, compute_dtype=options.dtype, residual_dtype=options.dtype)
-    _check_size(options.size, model.config)
+    height, width = model.config.image_size
+    size = options.size or (height if height == width else METRIC_SIZE)
+    _check_size(size, model.config)
     predictor = ModelPredictor(
         model.config,
         runtime,
@@ -177,6 +200,7 @@ def open_predictor(command: CommandLine) -> tuple[Predictor, dict[str, Any], str
         certainty_radius=options.certainty,
     )
     identity = {
+        "size": size,
         "predictor": "model",
         "model": to_json(model.config),
         "weights": _checksum(model.params),
@@ -202,7 +226,8 @@ def _run(
     store: EvaluationStore,
     videos: TrackedSet,
     predictor: Predictor,
-    options: argparse.Namespace,
+    mode: QueryMode,
+    size: int,
     console: Console,
 ) -> list[VideoResult]:
     """The results of all videos, those of an earlier run included."""
@@ -214,7 +239,7 @@ def _run(
             begin, result = time.perf_counter(), store.read(index)
             known = result is not None
             if result is None:
-                result = evaluate_video(video, predictor, options.query_mode, options.size)
+                result = evaluate_video(video, predictor, mode, size)
                 store.write(index, result)
             results.append(result)
             bar.update(task, completed=index + 1, description=_running(results))

@@ -48,6 +48,7 @@ from tasks.points.track_files import ENDINGS, SUMMARY, TrackFiles
 from tasks.points.trackers import TAPNextModel
 from tasks.points.tracking import Settings, Tracking
 from tasks.points.trained import open_model
+from tasks.points.weight_files import chosen_weights
 
 OUTPUT = "tracked"
 CERTAINTY_RADIUS = 8.0  # pixels of the model's image, of certainty
@@ -80,7 +81,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--click", metavar="X,Y,T", action="append", help="a point to track; may be repeated")
     add("--grid", type=int, metavar="N", help="track N x N points spread over a frame")
     add("--grid_frame", type=int, default=0, metavar="T", help="for --grid: the frame (default: 0)")
-    add("--checkpoint", metavar="FILE", help="official weights, in place of --workdir: .npz, .pt or .ckpt")
+    add("--checkpoint", metavar="FILE", help="weights: .safetensors, or official ones (.npz, .pt, .ckpt)")
     add("--step", type=int, help="for --workdir: the checkpoint of this step (default: the newest)")
     add("--output", default=OUTPUT, metavar="DIR|MP4", help=f"(default: ./{OUTPUT})")
     add("--backward", action="store_true", help="also track before the points' frames, by a reversed pass")
@@ -140,10 +141,7 @@ def _check_options(command: CommandLine) -> None:
         raise ConfigError("--backward needs a --video: what a camera saw is gone")
     if options.seconds is not None and not options.camera:
         raise ConfigError("--seconds belongs to --camera")
-    if (command.workdir is None) == (options.checkpoint is None):
-        raise ConfigError(
-            "give one of --workdir=RUN (a run of ours) and --checkpoint=FILE (official weights)"
-        )
+    chosen_weights(command.workdir, options.checkpoint)
     if command.workdir is None and options.step is not None:
         raise ConfigError("--step belongs to --workdir")
     if command.workdir is not None and command.config is None:
@@ -225,7 +223,7 @@ def _open_tracker(command: CommandLine) -> tuple[TAPNextModel, dict[str, Any]]:
     """The model, and what the summary says of it."""
     options, cfg = command.options, None if command.config is None else freeze_all(command.config)
     frame_size = _frame_size(options.size)
-    model = open_model(command.workdir or Path(options.checkpoint), options.step)
+    model = open_model(chosen_weights(command.workdir, options.checkpoint), options.step)
     runtime = tapnext.TAPNextRuntime() if cfg is None else cfg.runtime
     if options.dtype:
         runtime = dataclasses.replace(runtime, compute_dtype=options.dtype, residual_dtype=options.dtype)

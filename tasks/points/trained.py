@@ -1,4 +1,5 @@
-"""Weights and the trackers they belong to: those of a run, or of an official file."""
+"""Weights and the trackers they belong to: those of a run, of a file that `export` wrote, or of an official
+one."""
 
 import dataclasses
 from pathlib import Path
@@ -14,6 +15,7 @@ from tasks.common.config import load_resolved, to_json, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.resolved import diff_configs
 from tasks.points.config import SCHEMA, PointsConfig, freeze_all
+from tasks.points.weight_files import WEIGHTS_ENDING, load_weights
 
 
 class TrainedModel(NamedTuple):
@@ -46,7 +48,8 @@ def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
     """A tracker, whoever trained it.
 
     Args:
-      path: the workdir of a run, or an official .npz, .pt or .ckpt file.
+      path: the workdir of a run, a .safetensors file of `tasks.points.export`, or an official .npz, .pt or
+        .ckpt file.
       step: of a run's checkpoint; None = the newest good one.
 
     Raises:
@@ -62,7 +65,10 @@ def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
     else:
         run = None
         try:
-            config, params = tapnext.load_official(path)
+            if path.suffix == WEIGHTS_ENDING:
+                config, params, _ = load_weights(path)
+            else:
+                config, params = tapnext.load_official(path)
         except (ValueError, OSError) as error:
             raise ConfigError(str(error)) from error
     try:
@@ -91,5 +97,5 @@ def initial_params(cfg: PointsConfig) -> Params:
 
 def _sizes(config: tapnext.TAPNextConfig) -> dict[str, Any]:
     """A model's fields as JSON values, with the sizes that None stands for: files say them."""
-    stated = {"lru_width": config.recurrent_width, "coordinate_bins": config.bins}
+    stated: dict[str, Any] = {"lru_width": config.recurrent_width, "coordinate_bins": config.bins}
     return to_json(dataclasses.replace(config, **stated))

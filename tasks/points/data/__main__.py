@@ -1,7 +1,8 @@
-"""python -m tasks.points.data generate | simulate | convert-movi | prepare | check | contact-sheet
+"""python -m tasks.points.data generate | simulate | warp | convert-movi | prepare | check | contact-sheet
 
 generate       draw generated clips once, into shards
 simulate       MuJoCo scenes with exact tracks, into shards (needs the extra sim, and EGL)
+warp           frames of real films under random homography paths, with exact tracks, into shards
 convert-movi   Kubric's MOVi-E or MOVi-F TFRecords, with tracks by TAP-Vid-Kubric's rule, into shards
 prepare        any source, into shards: what is slow to read is read once
 check          read clips of a source and say what is wrong with each, and what is in them
@@ -27,6 +28,7 @@ from tasks.points.data.config import PointsDataConfig
 from tasks.points.data.movi import MoviClips, find_movi
 from tasks.points.data.sheet import draw_sheet
 from tasks.points.data.simulated import SimulatedClips, SimulationConfig
+from tasks.points.data.warped import WarpConfig, warped_clips
 
 _SHOWN = 10
 
@@ -48,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--clips", type=int, default=200, help="training clips")
     p.add_argument("--held-out", type=int, default=20, help="held-out clips, of other photographs and seeds")
     add_field_options(p, SimulationConfig)
+    p = commands.add_parser("warp", help="frames of real films under homography paths, into shards")
+    _shard_options(p)
+    p.add_argument("--path", required=True, help="folder of films, at any depth; train/, validation/: splits")
+    p.add_argument("--clips", type=int, default=0, help="training clips; 0: all films are held out")
+    p.add_argument("--held-out", type=int, default=64, help="held-out clips, of other films")
+    add_field_options(p, WarpConfig)
     p = commands.add_parser("convert-movi", help="Kubric's MOVi TFRecords, into shards")
     _shard_options(p)
     p.add_argument("--path", required=True, help="folder of TFDS's TFRecord files")
@@ -117,6 +125,11 @@ def _simulate(args: argparse.Namespace) -> None:
     config = read_fields(args, SimulationConfig)
     held_out = SimulatedClips(config, VALIDATION, args.held_out) if args.held_out else None
     _write(args, {TRAIN: SimulatedClips(config, TRAIN, args.clips), VALIDATION: held_out})
+
+
+def _warp(args: argparse.Namespace) -> None:
+    counts = {TRAIN: args.clips, VALIDATION: args.held_out}
+    _write(args, {**warped_clips(read_fields(args, WarpConfig), args.path, counts)})
 
 
 def _convert_movi(args: argparse.Namespace) -> None:
@@ -198,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[argparse.Namespace], None]] = {
         "generate": _generate,
         "simulate": _simulate,
+        "warp": _warp,
         "convert-movi": _convert_movi,
         "prepare": _prepare,
         "check": _check,

@@ -69,10 +69,24 @@ class GeneratedClips:
         if not 0 <= index < self.count:
             raise IndexError(f"clip {index} of {self.count}")
         scene, rng = self.draw(index)
-        layers, query_frames, places = choose_points(rng, scene, self.points)
-        tracks_yx, visible = track_points(scene, layers, places)
-        # It was seen there; an alpha of exactly a half might round to the other side.
-        visible[np.arange(len(layers)), query_frames] = True
-        frames = render(scene, draw_exposure(rng, self.appearance))
-        video = finish(rng, frames, self.appearance)
-        return PointClip(video, tracks_yx, visible, query_frames.astype(np.int32))
+        return film_scene(rng, scene, self.points, self.appearance)
+
+
+def film_scene(
+    rng: np.random.Generator, scene: Scene, points: int, appearance: AppearanceConfig
+) -> PointClip:
+    """A scene as a clip: points of it with their exact tracks, and its pictures as a camera takes them.
+
+    Args:
+        rng: of all draws.
+        scene: what is seen.
+        points: N.
+        appearance: what the camera adds.
+    """
+    layers, query_frames, places = choose_points(rng, scene, points)
+    tracks_yx, visible = track_points(scene, layers, places)
+    # It was seen there; an alpha of exactly a half might round to the other side.
+    visible[np.arange(len(layers)), query_frames] = True
+    frames = render(scene, draw_exposure(rng, appearance))
+    video = finish(rng, frames, appearance)
+    return PointClip(video, tracks_yx, visible, query_frames.astype(np.int32))

@@ -122,7 +122,7 @@ def draw_scene(
     if frames < 1 or min(height, width) < 16:
         raise ValueError(f"{frames} frames of {height} x {width} pixels: need at least 1 frame and 16 pixels")
     moves = rng.random() < config.camera
-    camera = _camera(rng, height, width, frames, config, moves)
+    camera = draw_camera(rng, height, width, frames, config, moves)
     count = int(rng.integers(config.fewest, config.most + 1))
     layers = [_layer(rng, photographs, height, width, frames, config) for _ in range(count)]
     background = _background(rng, photographs, height, width, frames, camera)
@@ -142,9 +142,10 @@ def _placing(
     return Placing(wander(rng, frames, spacing, rates * spacing, middles - bounds, middles + bounds), centre)
 
 
-def _camera(
-    rng: np.random.Generator, height: int, width: int, frames: int, config: SceneConfig, moves: bool
+def draw_camera(
+    rng: np.random.Generator, height: int, width: int, frames: int, config: SceneConfig, moves: bool = True
 ) -> Placing:
+    """A camera that pans, zooms, turns and tilts, or (not `moves`) one that stands still: scene to frame."""
     centre = (width / 2, height / 2)
     if not moves:
         return Placing(constant(np.array([*centre, 0, 0, 0, 0, 0, 0.0])), centre)
@@ -168,33 +169,51 @@ def _layer(
     size = unit * np.exp(rng.uniform(np.log(config.smallest), np.log(config.largest)))
     alpha = draw_shape(rng, size)
     texture = np.dstack([cut_texture(rng, photographs, *alpha.shape), alpha])
-    speed = 0.0 if rng.random() < config.still else _speed(rng, config)
-    tilt = config.tilt / max(alpha.shape)
-    placing = _placing(
-        rng, frames, speed, unit, _LAYER_BOUNDS, tilt,
-        (width / 2, height / 2), (0.6 * width, 0.6 * height), (alpha.shape[1] / 2, alpha.shape[0] / 2),
-    )  # fmt: skip
+    placing = draw_placing(rng, (alpha.shape[0], alpha.shape[1]), height, width, frames, config)
     ripple = None
     if rng.random() < config.ripple:
         ripple = random_ripple(rng, frames, float(max(alpha.shape)), rng.uniform(_SOONEST, _LATEST))
     return Layer(texture, placing, ripple)
 
 
-def _background(
-    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int, camera: Placing
-) -> Layer:
-    """A photograph, mirrored at its edges until it fills everything that the camera ever sees."""
+def draw_placing(
+    rng: np.random.Generator, shape: tuple[int, int], height: int, width: int, frames: int,
+    config: SceneConfig,
+) -> Placing:  # fmt: skip
+    """The path of a layer whose texture is `shape` (rows, columns) pixels large, about the frame's middle."""
+    speed = 0.0 if rng.random() < config.still else _speed(rng, config)
+    return _placing(
+        rng, frames, speed, min(height, width), _LAYER_BOUNDS, config.tilt / max(shape),
+        (width / 2, height / 2), (0.6 * width, 0.6 * height), (shape[1] / 2, shape[0] / 2),
+    )  # fmt: skip
+
+
+def seen_part(camera: Placing, height: int, width: int, frames: int) -> tuple[int, int, int, int]:
+    """(left, top, columns, rows) of a box, in whole pixels of the scene, around all that the camera ever sees
+    in a clip of so many frames of height x width pixels, exposures at its ends included."""
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
     times = np.arange(-1.0, frames + 0.25, 0.25)
     seen = project(np.linalg.inv(camera(times))[:, None], np.broadcast_to(corners, (len(times), 4, 2)))
     low = np.floor(seen.reshape(-1, 2).min(axis=0)) - _OVER
     high = np.ceil(seen.reshape(-1, 2).max(axis=0)) + _OVER
-    columns, rows = (high - low).astype(int)
+    (left, top), (columns, rows) = low.astype(int).tolist(), (high - low).astype(int).tolist()
+    return left, top, columns, rows
+
+
+def still_layer(texture: UInt8[np.ndarray, "h w 3"], left: float, top: float) -> Layer:
+    """An opaque picture that does not move in the scene, its top left corner at (left, top)."""
+    opaque = np.full((*texture.shape[:2], 1), 255, np.uint8)
+    placed = np.array([left, top, 0, 0, 0, 0, 0, 0.0])
+    return Layer(np.concatenate([texture, opaque], axis=2), Placing(constant(placed), (0.0, 0.0)))
+
+
+def _background(
+    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int, camera: Placing
+) -> Layer:
+    """A photograph, mirrored at its edges until it fills everything that the camera ever sees."""
+    left, top, columns, rows = seen_part(camera, height, width, frames)
     side = int(1.3 * min(height, width))
-    tile = cut_texture(rng, photographs, min(int(rows), side), min(int(columns), side))
+    tile = cut_texture(rng, photographs, min(rows, side), min(columns, side))
     before = ((rows - tile.shape[0]) // 2, (columns - tile.shape[1]) // 2)
     pads = [(b, n - size - b) for b, n, size in zip(before, (rows, columns), tile.shape, strict=False)]
-    texture = np.pad(tile, [*pads, (0, 0)], mode="symmetric")
-    opaque = np.full((*texture.shape[:2], 1), 255, np.uint8)
-    placed = np.array([low[0], low[1], 0, 0, 0, 0, 0, 0.0])
-    return Layer(np.concatenate([texture, opaque], axis=2), Placing(constant(placed), (0.0, 0.0)))
+    return still_layer(np.pad(tile, [*pads, (0, 0)], mode="symmetric"), left, top)

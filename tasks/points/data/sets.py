@@ -1,7 +1,9 @@
-"""The sets that points are evaluated on, by name: TAP-Vid's, in each of their layouts, and one's own."""
+"""The sets that points are evaluated on, by name: TAP-Vid's, in each of their layouts, one's own, and the
+held-out clips of every source that is trained on (`clip_sets.py`)."""
 
 from pathlib import Path
 
+from tasks.points.data.clip_sets import CLIP_SOURCES
 from tasks.points.data.own_folder import read_own_folder
 from tasks.points.data.tapvid import OFFICIAL_VIDEOS, has_pickles, read_tapvid
 from tasks.points.data.tapvid_csv import read_tapvid_csv
@@ -25,7 +27,7 @@ def open_set(dataset: str, path: Path | str | None = None) -> TrackedSet:
     if dataset not in (*OFFICIAL, FOLDER):
         if path is not None or not Path(dataset).expanduser().exists():
             raise PointDataError(
-                f"dataset {dataset!r}: must be one of {', '.join(OFFICIAL)}, {FOLDER}, or a "
+                f"dataset {dataset!r}: must be one of {', '.join((*OFFICIAL, FOLDER, *CLIP_SOURCES))}, or a "
                 "folder that exists"
             )
         dataset, path = FOLDER, dataset
