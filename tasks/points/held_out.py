@@ -94,8 +94,8 @@ def clip_metrics(
       tracks_yx, visible: predicted, in pixels of the clip.
 
     Returns:
-      Metric -> share in [0, 1]; NaN where there is nothing to count. `OCCLUDED` is delta_avg of the tracks that
-      are hidden at some time after their query, `REAPPEARING` that on the frames on which they are seen again.
+      Metric -> share in [0, 1]; NaN where there is nothing to count. `OCCLUDED` is delta_avg of the tracks
+      that are hidden at some time after their query, `REAPPEARING` that on the frames they are seen on again.
     """
     used = np.asarray(clip["valid"], bool)
     scale = METRIC_SIZE / np.asarray(clip["video"].shape[1:3], np.float64)

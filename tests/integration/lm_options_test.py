@@ -61,7 +61,7 @@ def _train(name: str, texts: Path, workdir: Path, *more: str) -> list[float]:
 
 
 # The other options differ from these in one thing each; together they are long.
-FAST = ("fox_pro", "bfloat16_scan_full_remat")
+FAST = ("bfloat16_scan_full_remat",)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_a_sweep_trains_everything_once(
     assert (runs / ".programs").is_dir()
 
 
+@pytest.mark.slow  # a run is trained
 def test_a_changed_definition_of_a_finished_run_is_refused(file: str, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     sweep.main([file, f"--runs={runs}", "--only=trial-1e-3"])

@@ -110,6 +110,7 @@ def test_names_tell_runs_apart(runs: Path) -> None:
     assert compare.default_names([fox, fox]) == ["fox", "fox"]
 
 
+@pytest.mark.slow  # the runs it needs are trained
 def test_what_cannot_be_compared_is_named(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"texts is not the workdir of a run: it has no config\.json"):
         compare.main([str(runs / "texts")])

@@ -354,7 +354,7 @@ def _shards_done(out: Path) -> int:
     return len(list(out.glob("shard-*.json")))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_any_time_it_resumes_to_the_same_bytes(tmp_path: Path, workers: int) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
