@@ -21,8 +21,8 @@ from tasks.points.selftraining import SelfTrainingConfig
 class PointsTrainConfig(TrainConfig):
     """The loop's settings and what is particular to points.
 
-    init_from: start from these weights: the workdir of another run, a .safetensors of `export`, or an official
-      .npz, .pt or .ckpt. "": random.
+    init_from: start from these weights: the workdir of another run, a .safetensors of `export`, or an
+      official .npz, .pt or .ckpt. "": random.
     num_workers, prefetch: processes that read or draw ahead (0: threads), and how many batches.
     """
 

@@ -1,7 +1,7 @@
 """Losses of point tracking: where a point is (Huber, cross-entropy over bins), whether it is seen, certainty.
 
 TAPNext's losses: element by element, then means over those that count. All are float32, whatever comes in,
-and elementwise or sums, so they need no reshaping on a mesh that splits clips or frames.
+and elementwise or sums, so nothing but sums travels on a mesh that splits clips or frames.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from models.common.sharding import constrain
 from tasks.points.metrics import METRIC_SIZE, THRESHOLDS
 
 HUBER_DELTA = 1.0  # pixels
 CERTAIN_RADIUS = 1.0  # pixels
 _LARGEST_ERROR = 1e8
 _SMALLEST_SQUARE = 1e-12  # under the root: its gradient at 0 is finite
+_FRAMES = ("batch", None, "length")  # where [B, Q, T] lie on a mesh
 _FEWEST = 1e-8  # floor of a mean's denominator, as in the official code
 
 Points = Float[Array, "*n 2"]
@@ -260,8 +262,9 @@ def point_losses(
       ValueError: deep supervision without read-outs of the blocks, or weights for another number of them.
     """
     weights = _layer_weights(output, config)
-    target = batch["tracks_yx"].astype(jnp.float32)
-    visible = batch["visible"]
+    # The truth lies on the mesh as the model's answers do: split over clips, and over frames if those are.
+    target = constrain(batch["tracks_yx"].astype(jnp.float32), ("batch", None, "length", None))
+    visible = constrain(batch["visible"], _FRAMES)
     masks = loss_masks(batch["query_tyx"], target, visible, batch.get("valid"), config, bins)
     # Unknown positions must not reach a gradient: 0 times NaN is NaN.
     target = jnp.where((masks.coordinate > 0)[..., None], target, 0.0)

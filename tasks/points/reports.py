@@ -163,7 +163,7 @@ def print_summary(workdir: Path, console: Console | None = None) -> None:
 def print_figures(rows: Mapping[str, Mapping[str, float]], console: Console) -> None:
     """A table of trackers side by side, in per cent; a dash where there was nothing to count."""
     table = Table(title="held-out clips, per cent")
-    table.add_column("tracker")
+    table.add_column("tracker", no_wrap=True)
     titles = {
         "average_jaccard": "AJ",
         "occlusion_accuracy": "OA",

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from models.common.sharding import per_shard
+from models.common.sharding import constrain, per_shard
 from tasks.points.losses import PointLossConfig, TrackerOutput, point_losses
 
 # (video, query_tyx) or (video, query_tyx, whether every block is read) -> output.
@@ -94,14 +94,24 @@ def track_both_ways(
       (tracks, visible), from the forward pass on the query's frame and after it.
     """
     frames = video.shape[1]
-    forward = track(video, query_tyx)
+    forward, forward_logits = _ask(track, video, query_tyx)
     at = query_tyx[..., 0]
     turned = jnp.stack([frames - 1 - at, query_tyx[..., 1], query_tyx[..., 2]], axis=-1)
-    backward = track(jnp.flip(video, axis=1), turned)
+    backward, backward_logits = _ask(track, jnp.flip(video, axis=1), turned)
     later = jnp.arange(frames) >= at[..., None]
-    tracks = jnp.where(later[..., None], forward.tracks_yx, jnp.flip(backward.tracks_yx, axis=-2))
-    logits = jnp.where(later, forward.visible_logits, jnp.flip(backward.visible_logits, axis=-1))
+    tracks = jnp.where(later[..., None], forward, jnp.flip(backward, axis=-2))
+    logits = jnp.where(later, forward_logits, jnp.flip(backward_logits, axis=-1))
     return tracks, logits > 0
+
+
+def _ask(
+    track: Track, video: Array, query_tyx: Float[Array, "B Q 3"]
+) -> tuple[Float[Array, "B Q T 2"], Float[Array, "B Q T"]]:
+    """(tracks, logits of visibility), each clip's whole even if devices share its frames: they are small, and
+    their order in time is changed."""
+    answer = track(video, query_tyx)
+    tracks = constrain(answer.tracks_yx, ("batch", None, None, None))
+    return tracks, constrain(answer.visible_logits, ("batch", None, None))
 
 
 def pseudo_labels(
@@ -127,9 +137,9 @@ def pseudo_labels(
     second = jnp.argmax(jnp.where(candidates, noise, -1.0), axis=-1)
     place = _at(tracks, second)
     queries = jnp.concatenate([second[..., None].astype(jnp.float32), place], axis=-1)
-    again = track(video, queries)
-    gap = jnp.linalg.norm(_at(again.tracks_yx, first) - query_tyx[..., 1:], axis=-1)
-    seen = _at(again.visible_logits[..., None] > 0, first)[..., 0]
+    again, logits = _ask(track, video, queries)
+    gap = jnp.linalg.norm(_at(again, first) - query_tyx[..., 1:], axis=-1)
+    seen = _at(logits[..., None] > 0, first)[..., 0]
     consistent = jnp.any(candidates, axis=-1) & (gap <= cycle) & seen
     return PseudoLabels(queries, tracks, visible, consistent)
 
