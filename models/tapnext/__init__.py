@@ -6,7 +6,7 @@ from models.tapnext.clips import Frames, Tracks, track_clip, track_stream
 from models.tapnext.config import SIZES, TAPNextConfig, TAPNextRuntime
 from models.tapnext.convert import load_official
 from models.tapnext.heads import Readout, certainty, decode_tracks, is_visible, read_out
-from models.tapnext.model import PointFeatures, TAPNext, TAPNextOutput, apply, point_features
+from models.tapnext.model import PointFeatures, TAPNext, TAPNextOutput, apply, key_mask, point_features
 from models.tapnext.parameters import (
     cast_params,
     count_params,
@@ -51,6 +51,7 @@ __all__ = [
     "init_slots",
     "init_state",
     "is_visible",
+    "key_mask",
     "load_official",
     "make_queries",
     "param_axes",

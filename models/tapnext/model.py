@@ -201,7 +201,7 @@ def point_features(
 def key_mask(in_use: Bool[Array, "B Q"], patches: int, frames: int) -> Bool[Array, "B T 1 P"]:
     """Mask under which every token sees the image and the tracks in use."""
     keys = jnp.pad(in_use, ((0, 0), (patches, 0)), constant_values=True)[:, None, None]
-    return jnp.repeat(keys, frames, axis=1)
+    return constrain(jnp.repeat(keys, frames, axis=1), ("batch", "length", None, None))
 
 
 def apply(

@@ -57,7 +57,7 @@ class ClipTracker:
     def tracks(self, params: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(tracks_yx [B, Q, T, 2], visible [B, Q, T]) of a batch of `batch_size` clips."""
         with jax.set_mesh(self.mesh):
-            given = {name: batch[name] for name in ("video", "query_tyx")}
+            given = {name: batch[name] for name in ("video", "query_tyx", "valid")}
             tracks, visible = self._run(params, put_whole_batch(given, self.mesh))
             return np.asarray(tracks), np.asarray(visible)
 
@@ -69,7 +69,9 @@ def _track(
     params: Any,
     batch: dict[str, Array],
 ) -> tuple[Array, Array]:
-    output, _ = tapnext.apply(config, runtime, params, batch["video"], batch["query_tyx"])
+    output, _ = tapnext.apply(
+        config, runtime, params, batch["video"], batch["query_tyx"], in_use=batch["valid"]
+    )
     # Whole on every device, so that every process can read all of it.
     whole = PartitionSpec()
     tracks, logits = (jax.sharding.reshard(x, whole) for x in (output.tracks_yx, output.visible_logits))

@@ -129,9 +129,11 @@ def loss_fn(cfg: PointsConfig) -> LossFn:
     """
     model, runtime = cfg.model, cfg.runtime
 
-    def track(params: Any, video: Any, query_tyx: Any, layers: bool = False) -> ClipOutput:
+    def track(params: Any, video: Any, query_tyx: Any, layers: bool = False, valid: Any = None) -> ClipOutput:
         queries = tapnext.make_queries(query_tyx)
-        features, _ = tapnext.point_features(model, runtime, params, video, queries, layers=layers)
+        # Rows that only fill up a clip are seen by no point: a tracker at work has none.
+        mask = None if valid is None else tapnext.key_mask(valid, model.num_patches, video.shape[1])
+        features, _ = tapnext.point_features(model, runtime, params, video, queries, mask=mask, layers=layers)
         return ClipOutput(*tapnext.read_out(model, params, features.last), features.layers)
 
     def read_layer(params: Any, features: Any) -> tapnext.Readout:
@@ -139,7 +141,7 @@ def loss_fn(cfg: PointsConfig) -> LossFn:
 
     def supervised(params: Any, batch: dict[str, Any], rng: Any) -> tuple[Any, dict[str, Any]]:
         del rng  # all draws are made with the clips
-        output = track(params, batch["video"], batch["query_tyx"], cfg.loss.deep)
+        output = track(params, batch["video"], batch["query_tyx"], cfg.loss.deep, batch["valid"])
         read = functools.partial(read_layer, params)
         return point_losses(output, batch, cfg.loss, model.bins, read)
 

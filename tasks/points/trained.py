@@ -85,7 +85,10 @@ def initial_params(cfg: PointsConfig) -> Params:
       ConfigError: they cannot be read, or are another model's (the differences are listed).
       CheckpointError: the run has no good checkpoint.
     """
-    given = open_model(cfg.train.init_from)
+    try:
+        given = open_model(cfg.train.init_from)
+    except ConfigError as error:
+        raise ConfigError(f"train.init_from: {error}") from error
     # What changes neither shapes nor the meaning of the weights.
     free = ("min_rad", "decode_radius", "decode_temperature")
     differences = diff_configs(_sizes(given.config), _sizes(cfg.model), free=free)

@@ -17,6 +17,7 @@ from tasks.common.job import Job
 from tasks.points import train
 from tasks.points.config import SCHEMA, PointsConfig
 from tests.integration.points_runs import BATCH, MODEL, SMALL, config, film, frozen, write_films
+from tests.models.tapnext.small_tapnext import random_params
 from tests.tasks.common.video.video_files import write_video
 
 TEACHING = ("--config.selftraining.tracks=5", "--config.train.ema=0.9")
@@ -109,3 +110,25 @@ def test_losses_are_traceable_where_devices_share_frames() -> None:
     assert jax.tree.structure(split) == jax.tree.structure(alone)
     metrics = {"huber", "coordinate", "visibility", "layers", "delta_avg", "occlusion_accuracy", "weight"}
     assert split[1].keys() == metrics | {"own_coordinate", "consistent"}
+
+
+def test_rows_that_fill_up_a_clip_change_nothing() -> None:
+    """Neither the loss nor what a tracker under training says of the other points."""
+    cfg = frozen("", "--config.model.depth=1", "--config.loss.layers=0")
+    rng = np.random.default_rng(0)
+    batch: dict[str, Any] = {
+        name: np.zeros(x.shape, x.dtype) for name, x in train.abstract_batch(cfg, 1).items()
+    }
+    batch["video"] = rng.integers(0, 256, batch["video"].shape, np.uint8)
+    batch["query_tyx"][..., 1:] = rng.uniform(0, 32, batch["query_tyx"][..., 1:].shape)
+    batch["visible"][:] = True
+    batch["valid"][:, :5] = True
+    params = random_params(cfg.model)
+    loss = jax.jit(train.loss_fn(cfg))
+    value, aux = loss(params, batch, jax.random.key(0))
+    batch["query_tyx"][:, 5:] = [2.0, 9.0, 9.0]
+    batch["tracks_yx"][:, 5:] = 30.0
+    np.testing.assert_array_equal(loss(params, batch, jax.random.key(0))[0], value)
+    batch["valid"][:, 5] = True
+    assert abs(float(loss(params, batch, jax.random.key(0))[0] - value)) > 1e-3
+    assert aux.keys() >= {"huber", "coordinate", "visibility"}

@@ -52,6 +52,11 @@ def test_another_models_weights_are_refused(official: dict[str, Path]) -> None:
     ]
 
 
+def test_weights_to_start_from_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.init_from: .*gone: no such file or folder"):
+        initial_params(frozen(f"init={tmp_path / 'gone'}"))
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone: no such file or folder"):
         open_model(tmp_path / "gone")
