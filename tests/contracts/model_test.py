@@ -88,6 +88,7 @@ def check_bitwise(case, pairs, subtests):
                 np.testing.assert_array_equal(flat[key], grad, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.exact])
 def test_switches_change_no_bit(name, subtests):
     check_bitwise(CASES[name], CASES[name].exact, subtests)

@@ -60,13 +60,8 @@ def _train(name: str, texts: Path, workdir: Path, *more: str) -> list[float]:
     return losses(run(workdir, *options, *more, args=",".join(args)))
 
 
-# The other options differ from these in one thing each; together they are long.
-FAST = ("bfloat16_scan_full_remat",)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in OPTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
 def test_option_trains(name: str, texts: Path, tmp_path: Path) -> None:
     """20 steps on bytes: from about ln 259 to well below it."""
     found = _train(name, texts, tmp_path)

@@ -47,6 +47,7 @@ def check(tmp_path: Path, written: Written) -> None:
     check_run(tmp_path / "run", records, written)
 
 
+@pytest.mark.slow
 def test_a_folder_with_csv_lists(tmp_path: Path) -> None:
     check(tmp_path, write_folder(tmp_path / "films"))
 

@@ -93,6 +93,7 @@ def test_unknown_shape_and_unusable_results_are_named() -> None:
         device_table._require_finite((jnp.ones(2), jnp.array([1, jnp.nan])), "this case")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [(128, 128), (64, 128), (128, 64)])
 def test_visited_tiles_of_the_threshold_are_those_of_the_pruning_module(tile: tuple[int, int]) -> None:
     inputs = Inputs.draw(SMALL, 0)

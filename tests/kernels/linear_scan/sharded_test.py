@@ -12,7 +12,8 @@ from kernels.linear_scan.sharded import sharded_linear_scan
 RUN = str(Path(__file__).with_name("sharded_run.py"))
 
 
-@pytest.mark.parametrize("implementation", ["xla_scan", pytest.param("associative", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["xla_scan", "associative"])
 def test_equals_a_scan_of_the_whole(run_python: Any, implementation: str) -> None:
     run_python(RUN, implementation, devices=8)
 

@@ -146,6 +146,7 @@ def test_runs_are_compared_in_one_figure(run, tmp_path, capsys):
     assert "perplexity by length" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # a run is trained
 def test_generation_from_a_run_repeats_with_its_seed(run, capsys, tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("from a file ")
