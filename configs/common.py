@@ -17,6 +17,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# width, layers, MLP size, heads of the video models, as in models/common/config.py: a test compares them.
+VIT_WIDTHS: dict[str, tuple[int, int, int, int]] = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "g-opt": (1536, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+    "G-opt": (1536, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),
+}
+
 # Binary multiples, because contexts and token budgets of the papers are: 16k = 16384, 2.5b = 2684354560.
 _MULTIPLES = {"k": 2**10, "m": 2**20, "b": 2**30, "g": 2**30, "t": 2**40}
 _INTEGER = re.compile(r"([+-]?)(\d[\d_]*(?:\.\d+)?)([kmbgt]?)", re.IGNORECASE)

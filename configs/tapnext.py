@@ -21,26 +21,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_args
+from configs.common import VIT_WIDTHS, parse_args
 
 DATA = ("generated", "folder", "npz", "pointodyssey", "records")
 RECIPES = ("", "small", "gpu", "paper", "long")
 # width, layers, MLP size, heads of the models, as in models/tapnext, and of one for two CPU cores.
 WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "mini": (64, 4, 192, 4),
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-    "G": (1664, 48, 8192, 16),
-    "G-opt": (1536, 48, 8192, 16),
-    "e": (1792, 56, 15360, 16),
+    **VIT_WIDTHS,
 }
 
 VARIANTS = (

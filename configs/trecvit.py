@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_args
+from configs.common import VIT_WIDTHS, parse_args
 
 DATA = ("generated", "ssv2", "kinetics", "folder", "records", "tfds")
 OBJECTIVES = ("classes", "mae", "probe")
@@ -28,19 +28,7 @@ CONTROLS = ("", "single_frame", "shuffled")
 # width, layers, MLP size, heads of the models, as in models/trecvit, and of one for two CPU cores.
 WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "mini": (64, 3, 192, 4),
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-    "G": (1664, 48, 8192, 16),
-    "G-opt": (1536, 48, 8192, 16),
-    "e": (1792, 56, 15360, 16),
+    **VIT_WIDTHS,
 }
 # Training videos and classes of the official data sets; of others the arguments say.
 KNOWN = {"ssv2": (168_913, 174), "kinetics": (234_619, 400), "generated": (2_000, 10)}
