@@ -22,7 +22,7 @@ from kernels.linear_scan import input_scale, linear_scan, log_decay, rglru_scan,
 from models.common.block_diagonal import block_diagonal
 from models.common.layers import at_least_float32, linear, recomputed, rms_norm
 from models.common.shapes import Params
-from models.common.sharding import gathered, per_shard, time_axis
+from models.common.sharding import active_mesh, gathered, per_shard, time_axis
 from models.common.temporal_conv import temporal_conv
 from models.common.vit import ZEROS, Init, Key, ParamSpec, gelu, grouped, linear_specs
 
@@ -74,11 +74,12 @@ def frame_positions(like: Array, length: Int[Array, " B"] | None, reset: Array |
     past = 0 if length is None else length[:, None]
     if reset is None:
         return past + index
-    if (axis := time_axis(like)) is not None:  # where the latest start lies needs all frames
-        reset = jax.sharding.reshard(reset, PartitionSpec(jax.typeof(like).sharding.spec[0]))
+    layout = None if active_mesh() is None else jax.typeof(index).sharding.spec
+    if layout is not None:  # where the latest start lies needs all frames of a row
+        reset = jax.sharding.reshard(reset, PartitionSpec(layout[0]))
     latest = jax.lax.cummax(jnp.where(reset, jnp.arange(like.shape[1], dtype=jnp.int32), -1), axis=1)
-    if axis is not None:
-        latest = jax.sharding.reshard(latest, jax.typeof(index).sharding.spec)
+    if layout is not None:
+        latest = jax.sharding.reshard(latest, layout)
     return jnp.where(latest < 0, past + index, index - latest)
 
 
