@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from kernels.common.tiling import pad_axis_to
@@ -41,7 +42,9 @@ def compensated_cumsum(x: Float[Array, "B S N"]) -> tuple[Float[Array, "B S N"],
     Every block of 128 is split into leading bits, whose sums are exact in whatever order they are taken, and
     a remainder, whose rounding lies 2^-31 below the block's largest entry. The block totals are summed alike.
     """
-    return _blocked_cumsum(x, jnp.zeros_like(x))
+    x = x.swapaxes(1, 2)
+    hi, lo = _blocked_cumsum(x, jnp.zeros_like(x))
+    return hi.swapaxes(1, 2), lo.swapaxes(1, 2)
 
 
 def reverse_cumsum(x: Float[Array, "B S N"]) -> Float[Array, "B S N"]:
@@ -50,26 +53,47 @@ def reverse_cumsum(x: Float[Array, "B S N"]) -> Float[Array, "B S N"]:
     return (hi + lo)[:, ::-1]
 
 
-def _blocked_cumsum(hi: Array, lo: Array) -> tuple[Array, Array]:
-    batch, length, lanes = hi.shape
+def _blocked_cumsum(hi: Float[Array, "B N S"], lo: Float[Array, "B N S"]) -> tuple[Array, Array]:
+    """Along the last axis, so that what XLA makes of it reads and writes whole rows."""
+    length = hi.shape[2]
     block = min(_BLOCK, length)
-    hi, lo = (pad_axis_to(x, 1, block).reshape(batch, -1, block, lanes) for x in (hi, lo))
+    hi, lo = (pad_axis_to(x, 2, block).reshape(*x.shape[:2], -1, block) for x in (hi, lo))
     # Adding and subtracting sigma rounds to multiples of half its ulp at least: 128 of them cannot overflow
     # the mantissa.
-    sigma = 4 * _BLOCK * jnp.max(jnp.abs(hi), axis=2, keepdims=True)
+    sigma = 4 * _BLOCK * jnp.max(jnp.abs(hi), axis=3, keepdims=True)
     leading = (hi + sigma) - sigma
-    triangle = jnp.tril(jnp.ones((block, block), hi.dtype))
     # One product for both: they share the triangle, and are small.
-    parts = jnp.concatenate([leading, (hi - leading) + lo], axis=-1)
-    both = jnp.einsum("ij,bcjn->bcin", triangle, parts, precision=jax.lax.Precision.HIGHEST)
-    exact, rest = both[..., :lanes], both[..., lanes:]
-    sums = two_sum(exact, rest)
-    if hi.shape[1] > 1:
-        totals = _blocked_cumsum(*(part[:, :, -1] for part in sums))
-        before = (jnp.pad(part, ((0, 0), (1, 0), (0, 0)))[:, :-1, None] for part in totals)
+    sums = two_sum(*_triangle_sums(jnp.stack([leading, (hi - leading) + lo])))
+    if hi.shape[2] > 1:
+        totals = _blocked_cumsum(*(part[..., -1] for part in sums))
+        before = (jnp.pad(part, ((0, 0), (0, 0), (1, 0)))[:, :, :-1, None] for part in totals)
         sums = add_pairs(tuple(before), sums)  # type: ignore[arg-type]
-    out_hi, out_lo = (part.reshape(batch, -1, lanes)[:, :length] for part in sums)
+    out_hi, out_lo = (part.reshape(*part.shape[:2], -1)[..., :length] for part in sums)
     return out_hi, out_lo
+
+
+def _triangle_sums(x: Array) -> Array:
+    """Inclusive sums along the last axis as one product."""
+    if x.dtype != jnp.float32:
+        return _by_product(x)
+    return jax.lax.platform_dependent(x, cuda=_by_narrow_product, default=_by_product)
+
+
+def _by_product(x: Array) -> Array:
+    triangle = np.triu(np.ones((x.shape[-1],) * 2, x.dtype))
+    return jnp.einsum("...j,ji->...i", x, triangle, precision=jax.lax.Precision.HIGHEST)
+
+
+def _by_narrow_product(x: Array) -> Array:
+    """The same by tensor cores: three bfloat16 numbers make up a float32, ones are exact, sums float32."""
+    parts = []
+    for _ in range(3):
+        # Not a conversion to bfloat16 and back, which the compiler may leave out.
+        parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        x = x - parts[-1]
+    narrow = jnp.concatenate(parts, axis=-1).astype(jnp.bfloat16)
+    triangle = np.tile(np.triu(np.ones((x.shape[-1],) * 2, jnp.bfloat16)), (3, 1))
+    return jnp.einsum("...j,ji->...i", narrow, triangle, preferred_element_type=jnp.float32)
 
 
 def reverse_segment_cumsum(x: Float[Array, "B S N"], ends: Bool[Array, "B S"]) -> Float[Array, "B S N"]:

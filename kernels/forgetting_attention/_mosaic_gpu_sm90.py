@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 LOG2E = math.log2(math.e)
 WARPGROUP = 64  # rows of a wgmma
+SHARED_BYTES = 232448 - 4096  # of an SM, less some for barriers and alignment
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
@@ -55,6 +56,9 @@ class Plan:
         turn.
       overlap: whether the softmax of the forward kernel runs beside the output product of the tile before.
       dk, dv: which of the two gradients `backward_kv` computes; at head dim 256 registers hold one.
+      row_span, column_span: of the backward kernels: rows, and keys, whose parts of the bias share a base:
+        the tiles that `backward_kv` and `backward_q` stream.
+      delta: whether `backward_q` forms delta itself, which takes another block of shared memory.
     """
 
     rows: int
@@ -69,47 +73,14 @@ class Plan:
     overlap: bool = False
     dk: bool = True
     dv: bool = True
+    row_span: int = WARPGROUP
+    column_span: int = WARPGROUP
+    delta: bool = False
 
     @property
     def exponent(self) -> float:
         """Factor of accumulated scores in the base-2 exponent."""
         return self.sm_scale * LOG2E
-
-
-class BackwardInputs(NamedTuple):
-    """What both backward kernels read: arrays outside of them, references to global memory inside.
-
-    G = B * N lanes; Tp and Sp are whole tiles of the kernel, Mr and Mc how many there are.
-
-    Attributes:
-      q, k, v, d_out: 16-bit [B, T or S, N or K, H]; T and S multiples of 8 and no less than a tile; d_out is
-        0 on dead rows.
-      row: row part of the decay bias from its tile's base on, minus the log-normaliser, divided by sm_scale,
-        [G, Tp].
-      col: column part of the decay bias from its tile's base on, divided by sm_scale, [G, Sp].
-      minus_delta: -(rowsum(dO O) - dlse), [G, Tp].
-      row_base, col_base: hi and lo parts of the bias at the bases of tiles, [2, G, Mr] and [2, G, Mc].
-      row_exact: hi and lo parts of the row decay, and the log-normaliser, large on dead rows, [3, G, >= Tp].
-      col_exact: hi and lo parts of the column decay, [2, G, >= Sp].
-      counts, jobs: see `work_lists`.
-      first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
-    """
-
-    q: Any
-    k: Any
-    v: Any
-    d_out: Any
-    row: Any
-    col: Any
-    minus_delta: Any
-    row_base: Any
-    col_base: Any
-    row_exact: Any
-    col_exact: Any
-    counts: Any
-    jobs: Any
-    first: Any
-    last: Any
 
 
 def tiles(shape: Sequence[int], dtype: Any) -> Any:
@@ -164,6 +135,11 @@ def job_at(jobs_ref: Any, index: Array) -> Job:
     # Values read inside `jax.shard_map` say over which mesh axes they vary, which results inside a kernel do
     # not: adding 0 makes the two alike, as loop carries must be.
     return Job(*(jobs_ref[lax.axis_index("cta"), index, field] + 0 for field in range(6)))
+
+
+def job_count(jobs_ref: Any) -> Array:
+    """How many jobs the CTA has."""
+    return jobs_ref[lax.axis_index("cta"), 0, 6]
 
 
 def slot_of(step: Array, slots: int) -> Array:
@@ -232,7 +208,7 @@ class Owned(NamedTuple):
 
 
 def produce_jobs(
-    counts_ref: Any,
+    jobs_ref: Any,
     load_job: Callable[[Array, Array], Array],
     plan: Plan,
     *,
@@ -242,18 +218,22 @@ def produce_jobs(
     """Runs `load_job(index, tiles loaded before)`, which returns the tiles loaded since, for the CTA's
     jobs.
     """
-    count = counts_ref[lax.axis_index("cta")]
+    count = job_count(jobs_ref)
     done = lax.fori_loop(0, count, load_job, jnp.int32(0))
     drain(done, plan.stages, *ring_free)
     drain(count, plan.buffers, own_free)
 
 
 def consume_jobs(
-    counts_ref: Any, jobs_ref: Any, one_job: Callable[[Array, tuple[Job, Array]], tuple[Job, Array]]
+    jobs_ref: Any,
+    one_job: Callable[[Array, tuple[Job, Array, Any]], tuple[Job, Array, Any]],
+    ahead: Callable[[Job], Any],
 ) -> None:
-    """Runs `one_job(index, (job, tiles before))`, which returns these of the next job, for the CTA's jobs."""
-    count = counts_ref[lax.axis_index("cta")]
-    lax.fori_loop(0, count, one_job, (job_at(jobs_ref, jnp.int32(0)), jnp.int32(0)))
+    """Runs `one_job(index, (job, tiles before, ahead(job)))`, which returns these of the next job, for the
+    CTA's jobs.
+    """
+    count, first = job_count(jobs_ref), job_at(jobs_ref, jnp.int32(0))
+    lax.fori_loop(0, count, one_job, (first, jnp.int32(0), ahead(first)))
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -268,45 +248,18 @@ def drain(done: Array, stages: int, *barriers: Any) -> None:
             plgpu.barrier_wait(free.at[slot_of(step, stages)])
 
 
-def base_offset(bases: tuple[Any, Any], tile: Array, own: tuple[Array, Array]) -> Array:
-    """Base-2 bias between the bases of a tile and of the own block; `tile` may lie one beyond the end.
+def base_offset(bases: tuple[Any, Any], tile: Array, own: tuple[Array, Array], unit: float) -> Array:
+    """Bias between the bases of a tile and of the own block, times `unit`; `tile` may lie one beyond the end.
 
     Args:
       bases: hi and lo parts at the bases of the lane's tiles.
       tile: which of them.
       own: hi and lo parts at the base of the own block.
+      unit: a constant factor.
     """
     hi, lo = bases
     tile = jnp.minimum(tile, hi.shape[0] - 1)
-    return ((hi[tile] + own[0]) + (lo[tile] + own[1])) * LOG2E
-
-
-def exact_bias(
-    row: Any,
-    col: Any,
-    row0: Array,
-    key0: Array,
-    shape: tuple[int, int],
-    plan: Plan,
-    *,
-    transposed: bool = False,
-) -> Array:
-    """What score accumulators start from in a masked tile: (D_ij - lse_i) / sm_scale, from hi and lo parts.
-
-    Near the diagonal D is small, and here accurate to one rounding of itself. Parts relative to bases are as
-    large as the tile's whole decay, and leave rounding errors that differ between the two backward kernels:
-    the gradient of a gate, which sums their difference up to the end, would lose precision with the context.
-
-    Args:
-      row: hi and lo parts of the lane's row decay and its log-normaliser, [3, Tp].
-      col: hi and lo parts of its column decay, [2, Sp].
-      row0, key0: where the tile begins.
-      shape: of the tile, queries x keys, or keys x queries if transposed.
-    """
-    row_axis, key_axis = (1, 0) if transposed else (0, 1)
-    row_hi, row_lo, lse = (along_axis(row.at[index], row0, shape, row_axis) for index in range(3))
-    col_hi, col_lo = (along_axis(col.at[index], key0, shape, key_axis) for index in range(2))
-    return ((row_hi + col_hi) + ((row_lo + col_lo) - lse)) * (1 / plan.sm_scale)
+    return ((hi[tile] + own[0]) + (lo[tile] + own[1])) * unit
 
 
 class Spans(NamedTuple):

@@ -17,7 +17,8 @@ from jax import lax
 from jaxtyping import Array
 
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, BackwardInputs, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90_backward import Ahead, BackwardInputs, ahead
 
 
 def backward_kv(inputs: BackwardInputs, *, plan: Plan) -> list[Array]:
@@ -98,7 +99,7 @@ def _produce(
 
         return lax.fori_loop(0, plan.group, load_head, done)
 
-    sm90.produce_jobs(inputs.counts, load_job, plan, own_free=own_free, ring_free=(free,))
+    sm90.produce_jobs(inputs.jobs, load_job, plan, own_free=own_free, ring_free=(free,))
 
 
 def _consume(
@@ -111,19 +112,32 @@ def _consume(
 ) -> None:
     """One warpgroup's keys of all jobs."""
 
-    def one_job(index: Array, carry: tuple[Job, Array]) -> tuple[Job, Array]:
-        job, done = carry
+    def first_key(job: Job) -> Array:
+        return job.block * plan.columns + wg * WARPGROUP
+
+    def start_of(job: Job) -> Ahead:
+        bases = inputs.col_base, inputs.row_base
+        return ahead(inputs.col, *bases, job, first_key(job), plan.column_span, plan)
+
+    def one_job(index: Array, carry: Any) -> Any:
+        job, done, start = carry
         batch, head = sm90.divided(job.lane, heads)
         kv_head = lax.div(head, jnp.int32(plan.group))
         buffer = sm90.slot_of(index, plan.buffers)
-        keys = pl.ds(job.block * plan.columns + wg * WARPGROUP, WARPGROUP)
+        keys = pl.ds(first_key(job), WARPGROUP)
         own = {name: scratch[name].at[buffer, wg] for name in ("k_smem", "v_smem")}
         plgpu.barrier_wait(scratch["own_ready"].at[buffer])
 
         def one_head(member: Array, carry: Any) -> Any:
-            job, done, dk, dv = carry
-            strip = _strip(inputs, plan, job, done, wg, heads, scratch | own)
+            job, done, start, dk, dv = carry
+            strip = _Strip(
+                plan, job, done, first_key(job), start,
+                row_bases=(inputs.row_base.at[0, job.lane], inputs.row_base.at[1, job.lane]),
+                spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
+                smem=scratch | own,
+            )  # fmt: skip
             dk, dv, sums = strip.gradients(dk, dv)
+            # Each read is under way while results leave. Earlier ones would cost registers in the loop.
             following = sm90.job_at(inputs.jobs, index * plan.group + member + 1)
             if plan.dk:
                 sums_smem = scratch["sum_smem"].at[wg]
@@ -131,11 +145,11 @@ def _consume(
                 sums_smem[...] = sums
                 plgpu.commit_smem()
                 plgpu.copy_smem_to_gmem(sums_smem, outputs[-1].at[job.lane, keys])
-            return following, done + job.steps, dk, dv
+            return following, done + job.steps, start_of(following), dk, dv
 
         zeros = sm90.accumulator((WARPGROUP, inputs.k.shape[-1]))
-        start = (job, done, zeros if plan.dk else None, zeros if plan.dv else None)
-        following, done, dk, dv = lax.fori_loop(0, plan.group, one_head, start)
+        carry = (job, done, start, zeros if plan.dk else None, zeros if plan.dv else None)
+        *following, dk, dv = lax.fori_loop(0, plan.group, one_head, carry)
         results = [(own["k_smem"], dk * plan.sm_scale)] if plan.dk else []
         results += [(own["v_smem"], dv)] if plan.dv else []
         for smem, value in results:
@@ -145,26 +159,9 @@ def _consume(
             plgpu.copy_smem_to_gmem(smem, target.at[batch, keys, kv_head])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_arrive(scratch["own_free"].at[buffer])
-        return following, done
+        return tuple(following)
 
-    sm90.consume_jobs(inputs.counts, inputs.jobs, one_job)
-
-
-def _strip(
-    inputs: BackwardInputs, plan: Plan, job: Job, done: Array, wg: Array, heads: int, smem: dict[str, Any]
-) -> "_Strip":
-    key0 = job.block * plan.columns + wg * WARPGROUP
-    batch = lax.div(job.lane, jnp.int32(heads))
-    col = plgpu.load(inputs.col.at[job.lane, pl.ds(key0, WARPGROUP)], layout=sm90.BY_ROW, optimized=False)
-    return _Strip(
-        plan, job, done, key0,
-        col=col * plan.exponent,
-        base=(inputs.col_base[0, job.lane, job.block], inputs.col_base[1, job.lane, job.block]),
-        row_bases=(inputs.row_base.at[0, job.lane], inputs.row_base.at[1, job.lane]),
-        exact=(inputs.row_exact.at[:, job.lane], inputs.col_exact.at[:, job.lane]),
-        spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
-        smem=smem,
-    )  # fmt: skip
+    sm90.consume_jobs(inputs.jobs, one_job, start_of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,26 +171,22 @@ class _Strip:
     Attributes:
       done: tiles in the ring before this head's.
       key0: first key.
-      col: column part of the decay bias, base 2.
-      base: hi and lo parts of the bias at the base of the block.
-      row_bases: the same at the bases of the lane's row tiles.
-      exact: row and column parts of the lane's bias, see `exact_bias`.
+      start: with the column part of the decay bias, in units of scores.
+      row_bases: hi and lo parts of the bias at the bases of the lane's row tiles.
     """
 
     plan: Plan
     job: Job
     done: Array
     key0: Array
-    col: Array
-    base: tuple[Array, Array]
+    start: Ahead
     row_bases: tuple[Any, Any]
-    exact: tuple[Any, Any]
     spans: sm90.Spans
     smem: dict[str, Any]
 
     def gradients(self, dk: Array | None, dv: Array | None) -> tuple[Any, Any, Array]:
         """Adds to dk (unscaled) and dv; and the column sums of dS."""
-        carry = (dk, dv, sm90.per_row(0.0), self._offset(self.job.begin))
+        carry = (dk, dv, sm90.per_row(0.0), self.start.shift)
         dk, dv, sums, _ = sm90.over_tiles(
             self.job, self._step, carry, before=True, after=self.plan.left_masks
         )
@@ -226,13 +219,12 @@ class _Strip:
         """p, and dP - delta if dk is wanted; the exponentials run while the tensor cores compute dP."""
         plan, smem = self.plan, self.smem
         shape = (WARPGROUP, plan.rows)
-        if masked:
-            row0 = tile * plan.rows
-            # Read while the tile is under way.
-            start = sm90.exact_bias(*self.exact, row0, self.key0, shape, plan, transposed=True)
+        col = self.start.own + shift
         plgpu.barrier_wait(smem["q_ready"].at[slot])
-        if not masked:
-            start = sm90.by_column(smem["row_smem"].at[slot], shape)
+        start = sm90.by_column(smem["row_smem"].at[slot], shape)
+        if masked:
+            # The same sums as in `backward_q`.
+            start += sm90.by_row(col, shape)
         plgpu.barrier_wait(smem["do_ready"].at[slot])
         delta = sm90.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None
 
@@ -243,14 +235,15 @@ class _Strip:
                 plgpu.wgmma(dp_ref, smem["v_smem"], smem["do_smem"].at[slot].transpose((1, 0)))
             s = plgpu.wgmma_accumulator_load(s_ref, wait_n=1 if plan.dk else 0)
             if masked:
+                row0 = tile * plan.rows
                 seen = sm90.visible(row0, self.key0, shape, self.spans, plan, transposed=True)
                 p_ref[...] = jnp.where(seen, jnp.exp2(s * plan.exponent), 0.0)
             else:
-                p_ref[...] = jnp.exp2(s * plan.exponent + sm90.by_row(self.col + shift, shape))
+                p_ref[...] = jnp.exp2(s * plan.exponent + sm90.by_row(col * plan.exponent, shape))
 
         state = (plgpu.ACC.init(start), None if delta is None else plgpu.ACC.init(delta), start)
         _, dp, p = pl.run_state(products)(state)
         return p, dp
 
     def _offset(self, tile: Array) -> Array:
-        return sm90.base_offset(self.row_bases, tile, self.base)
+        return sm90.base_offset(self.row_bases, tile, self.start.base, 1 / self.plan.sm_scale)

@@ -30,8 +30,7 @@ def forward(
     col: Float[Array, "G Sp"],
     row_base: Float[Array, "2 G Mr"],
     col_base: Float[Array, "2 G Mc"],
-    counts: Int[Array, " C"],
-    jobs: Int[Array, "C P 6"],
+    jobs: Int[Array, "C P 7"],
     first: Int[Array, "*first"],
     last: Int[Array, "*last"],
     *,
@@ -44,7 +43,7 @@ def forward(
       col: column part of the decay bias from its tile's base on, divided by sm_scale; G = B * N, whole tiles.
       row_base, col_base: hi and lo parts of the bias at the bases of row blocks and column tiles, natural
         log.
-      counts, jobs: see `work_lists`; every job has at least one tile.
+      jobs: see `work_lists`; every job has at least one tile.
       first, last: visible keys of every row, [G, Tp] and [B, Tp]; read only if `plan.causal_offset` is None.
       plan: static choices.
     """
@@ -75,7 +74,7 @@ def forward(
             "turn": plgpu.Barrier(num_barriers=consumers),
         },
     )
-    out, lse = kernel(q, k, v, col, row_base, col_base, counts, jobs, first, last)
+    out, lse = kernel(q, k, v, col, row_base, col_base, jobs, first, last)
     return out, lse
 
 
@@ -88,7 +87,6 @@ class _Inputs(NamedTuple):
     col: Any
     row_base: Any
     col_base: Any
-    counts: Any
     jobs: Any
     first: Any
     last: Any
@@ -126,7 +124,7 @@ def _produce(
         )
         return sm90.stream(rings, job.begin, job.end, done, plan.columns, plan.stages)
 
-    sm90.produce_jobs(inputs.counts, load_job, plan, own_free=q_free, ring_free=(k_free, v_free))
+    sm90.produce_jobs(inputs.jobs, load_job, plan, own_free=q_free, ring_free=(k_free, v_free))
 
 
 def _consume(
@@ -137,14 +135,16 @@ def _consume(
     if plan.turns:
         pl.when(wg == consumers - 1)(lambda: plgpu.barrier_arrive(scratch["turn"].at[0]))
 
-    def one_job(index: Array, carry: tuple[Job, Array]) -> tuple[Job, Array]:
-        job, done = carry
+    def base_of(job: Job) -> tuple[Array, Array]:
+        return inputs.row_base[0, job.lane, job.block], inputs.row_base[1, job.lane, job.block]
+
+    def one_job(index: Array, carry: Any) -> Any:
+        job, done, base = carry
         batch, head = sm90.divided(job.lane, heads)
         buffer = sm90.slot_of(index, plan.buffers)
         row0 = job.block * plan.rows + wg * WARPGROUP
         strip = _Strip(
-            plan, job, done, row0, wg,
-            base=(inputs.row_base[0, job.lane, job.block], inputs.row_base[1, job.lane, job.block]),
+            plan, job, done, row0, wg, base,
             col_bases=(inputs.col_base.at[0, job.lane], inputs.col_base.at[1, job.lane]),
             spans=sm90.Spans(inputs.first.at[job.lane], inputs.last.at[batch]),
             q_smem=scratch["q_smem"].at[buffer, wg],
@@ -157,11 +157,12 @@ def _consume(
         rows = pl.ds(row0, WARPGROUP)
         plgpu.copy_smem_to_gmem(strip.q_smem, out_ref.at[batch, rows, head])
         plgpu.copy_smem_to_gmem(scratch["lse_smem"].at[buffer, wg], lse_ref.at[job.lane, rows])
+        next_base = base_of(following)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_arrive(scratch["q_free"].at[buffer])
-        return following, done + job.steps
+        return following, done + job.steps, next_base
 
-    sm90.consume_jobs(inputs.counts, inputs.jobs, one_job)
+    sm90.consume_jobs(inputs.jobs, one_job, base_of)
 
 
 def _store(acc: Array, top: Array, total: Array, out_smem: Any, lse_smem: Any) -> None:
@@ -279,7 +280,7 @@ class _Strip:
         return sm90.by_column(self.scratch["col_smem"].at[slot], (WARPGROUP, self.plan.columns))
 
     def _offset(self, tile: Array) -> Array:
-        return sm90.base_offset(self.col_bases, tile, self.base)
+        return sm90.base_offset(self.col_bases, tile, self.base, LOG2E)
 
     def _slot(self, tile: Array) -> Array:
         return sm90.slot_of(self.done + (tile - self.job.begin), self.plan.stages)

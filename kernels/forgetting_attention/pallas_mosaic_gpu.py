@@ -17,9 +17,10 @@ from jaxtyping import Array
 from kernels.common.dispatch import target
 from kernels.common.tiling import ceil_div, pad_axis_to
 from kernels.forgetting_attention import differentiable, schedules
-from kernels.forgetting_attention._mosaic_gpu_sm90 import BackwardInputs, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90_backward import BackwardInputs
 from kernels.forgetting_attention._mosaic_gpu_sm90_backward_kv import backward_kv
-from kernels.forgetting_attention._mosaic_gpu_sm90_backward_q import backward_q
+from kernels.forgetting_attention._mosaic_gpu_sm90_backward_q import backward_q, forms_delta
 from kernels.forgetting_attention._mosaic_gpu_sm90_forward import forward as forward_kernel
 from kernels.forgetting_attention.config import Request, Tile, TileConfig
 from kernels.forgetting_attention.differentiable import Saved
@@ -115,14 +116,14 @@ def forward(operands: Operands, static: Static) -> tuple[Array, Array]:
     """Out [B, T, N, H] and lse [B, T, N]."""
     call, tile = _call(operands, static), static.options.tiles.forward
     batch, rows, heads, head_dim = operands.q.shape
-    plan = _plan(call, "forward", tile)
+    plan = _plan(call, static, "forward", tile)
     row, row_base = _from_bases(call.row_hi, call.row_lo, tile[0])
     col, col_base = _from_bases(call.col_hi, call.col_lo, tile[1], at_end=True)
     lists = _lists(operands, static, call, tile, None, by_row=True)
-    first, last = _spans(operands, static, tile[0])
+    first, last = _spans(operands, static, tile[0]) or (lists.jobs, lists.jobs)
     out, lse = forward_kernel(
         _at_least(call.q, tile[0]), _at_least(call.k, tile[1]), _at_least(call.v, tile[1]),
-        col / call.sm_scale, row_base, col_base, *lists, first, last, plan=plan,
+        col / call.sm_scale, row_base, col_base, lists.jobs, first, last, plan=plan,
     )  # fmt: skip
     lse = (lse * LN2 + row)[:, :rows].reshape(batch, heads, rows)
     return out[:, :rows, :, :head_dim], lse.swapaxes(1, 2)
@@ -135,52 +136,57 @@ def backward(saved_and_cotangents: tuple[Saved, Array, Array], static: Static) -
     head_dim, padded_dim = operands.q.shape[3], call.q.shape[3]
     alive = lse > -jnp.inf
     # dS = P (dP - rowsum(O dO) + dlse); folding dlse into delta makes lse differentiable at no cost.
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
-    # Fused with its transposition below, the sum over rows takes nine times as long.
-    delta = jax.lax.optimization_barrier(delta)
+    minus_delta, plan = d_lse, _plan(call, static, "backward_q", static.options.tiles.backward_q)
+    if forms_delta(plan, padded_dim):
+        plan = dataclasses.replace(plan, delta=True)
+    else:
+        # Fused with its transposition below, the sum over rows takes nine times as long.
+        products = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+        minus_delta = jax.lax.optimization_barrier(d_lse - products)
     if not static.plain_causal:
         d_out = jnp.where(alive[..., None], d_out, 0)
     if padded_dim != head_dim:
-        d_out = jnp.pad(d_out, [(0, 0)] * 3 + [(0, padded_dim - head_dim)])
-    lse, minus_delta = (_head_major(x) for x in (lse, jnp.where(alive, -delta, 0)))
-    pulled = _Pulled(d_out, lse, minus_delta, *_exact(call, static.options.tiles, lse))
-    grads = _backward_kv(operands, static, call, pulled) | _backward_q(operands, static, call, pulled)
-    return {name: (grad[..., :head_dim] if name in "qkv" else grad) for name, grad in grads.items()}
+        out, d_out = (jnp.pad(x, [(0, 0)] * 3 + [(0, padded_dim - head_dim)]) for x in (out, d_out))
+    lse, minus_delta = (_head_major(x) for x in (lse, jnp.where(alive, minus_delta, 0)))
+    inputs = _backward_inputs(operands, static, call, d_out, lse, minus_delta)
+    of_q, minus_delta = _backward_q(operands, static, call, inputs, out, lse, plan)
+    of_kv = _backward_kv(operands, static, call, inputs._replace(minus_delta=minus_delta), lse)
+    return {name: (x[..., :head_dim] if name in "qkv" else x) for name, x in (of_q | of_kv).items()}
 
 
-class _Pulled(NamedTuple):
-    """What comes back, and what both kernels read of it.
+def _backward_q(
+    operands: Operands,
+    static: Static,
+    call: _Call,
+    inputs: BackwardInputs,
+    out: Array,
+    lse: Array,
+    plan: Plan,
+) -> tuple[dict[str, Array], Array]:
+    """Gradients of q and of the rows' decay, and -delta."""
+    tile = static.options.tiles.backward_q
+    batch, rows, heads, _ = operands.q.shape
+    inputs = _with_jobs(inputs, _lists(operands, static, call, tile, lse, by_row=True))
+    minus_delta = inputs.minus_delta
+    if plan.delta:
+        padded = inputs.row.shape[1]
+        d_q, d_row, minus_delta = backward_q(inputs, _at_least(out, _sizes(static)[0]), plan=plan)
+        # Beyond the last block of rows nothing was written, but `backward_kv` may read as far as that.
+        minus_delta = pad_axis_to(minus_delta[:, : ceil_div(rows, tile[0]) * tile[0]], 1, padded)
+    else:
+        d_q, d_row = backward_q(inputs, None, plan=plan)
+    d_q = d_q if call.factor == 1 else (d_q * call.factor).astype(d_q.dtype)
+    d_row = d_row[:, :rows].reshape(batch, heads, rows).swapaxes(1, 2)
+    return {"q": d_q[:, :rows], "row_hi": d_row}, minus_delta
 
-    Attributes:
-      d_out: [B, T, N, H].
-      lse: log-normaliser per lane and row, [G, T], -inf on dead rows.
-      minus_delta: [G, T].
-      row_exact, col_exact: see `BackwardInputs`, in whole tiles of either kernel.
-    """
 
-    d_out: Array
-    lse: Array
-    minus_delta: Array
-    row_exact: Array
-    col_exact: Array
-
-
-def _exact(call: _Call, tiles: TileConfig, lse: Array) -> tuple[Array, Array]:
-    """What scores of masked tiles start from: one pair of arrays for both kernels, whose tiles differ."""
-    sizes = zip(tiles.backward_kv, tiles.backward_q, strict=True)
-    row_size, col_size = (math.lcm(*pair) for pair in sizes)
-    row = _whole(call.row_hi, call.row_lo, row_size)
-    lse = jnp.pad(lse, ((0, 0), (0, row[0].shape[1] - lse.shape[1])), constant_values=-jnp.inf)
-    row_exact = jnp.stack([*row, jnp.where(lse > -jnp.inf, lse, -NEVER)])
-    return row_exact, jnp.stack(_whole(call.col_hi, call.col_lo, col_size))
-
-
-def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
+def _backward_kv(
+    operands: Operands, static: Static, call: _Call, inputs: BackwardInputs, lse: Array
+) -> dict[str, Array]:
     tile, keys = static.options.tiles.backward_kv, operands.k.shape[1]
     batch, _, heads, _ = operands.q.shape
-    plan = _plan(call, "backward_kv", tile)
-    lists = _lists(operands, static, call, tile, pulled.lse, by_row=False)
-    inputs = _backward_inputs(operands, static, call, pulled, tile, lists)
+    plan = _plan(call, static, "backward_kv", tile)
+    inputs = _with_jobs(inputs, _lists(operands, static, call, tile, lse, by_row=False))
     if call.q.shape[3] <= 128:
         d_k, d_v, d_col = backward_kv(inputs, plan=plan)
     else:
@@ -190,22 +196,23 @@ def _backward_kv(operands: Operands, static: Static, call: _Call, pulled: _Pulle
     return {"k": d_k[:, :keys], "v": d_v[:, :keys], "col_hi": d_col}
 
 
-def _backward_q(operands: Operands, static: Static, call: _Call, pulled: _Pulled) -> dict[str, Array]:
-    tile = static.options.tiles.backward_q
-    batch, rows, heads, _ = operands.q.shape
-    lists = _lists(operands, static, call, tile, pulled.lse, by_row=True)
-    inputs = _backward_inputs(operands, static, call, pulled, tile, lists)
-    d_q, d_row = backward_q(inputs, plan=_plan(call, "backward_q", tile))
-    d_q = d_q if call.factor == 1 else (d_q * call.factor).astype(d_q.dtype)
-    d_row = d_row[:, :rows].reshape(batch, heads, rows).swapaxes(1, 2)
-    return {"q": d_q[:, :rows], "row_hi": d_row}
+def _with_jobs(inputs: BackwardInputs, lists: WorkLists) -> BackwardInputs:
+    unread = {name: lists.jobs for name in ("first", "last") if getattr(inputs, name) is None}
+    return inputs._replace(jobs=lists.jobs, **unread)
 
 
-def _plan(call: _Call, kernel: str, tile: Tile) -> Plan:
-    schedule = schedules.schedule(kernel, call.q.shape[3], tile)
+def _sizes(static: Static) -> tuple[int, int]:
+    """Rows and keys in whole tiles of both backward kernels."""
+    by_kv, by_q = static.options.tiles.backward_kv, static.options.tiles.backward_q
+    return math.lcm(by_kv[0], by_q[0]), math.lcm(by_kv[1], by_q[1])
+
+
+def _plan(call: _Call, static: Static, kernel: str, tile: Tile) -> Plan:
+    schedule, tiles = schedules.schedule(kernel, call.q.shape[3], tile), static.options.tiles
     return Plan(
         tile[0], tile[1], schedule.stages, schedule.buffers, call.group, call.sm_scale, call.left_masks,
         call.causal_offset, schedule.turns, schedule.overlap,
+        row_span=tiles.backward_kv[0], column_span=tiles.backward_q[1],
     )  # fmt: skip
 
 
@@ -246,19 +253,20 @@ def _never_empty(ranges: TileRange, tiles: int) -> TileRange:
 
 
 def _backward_inputs(
-    operands: Operands, static: Static, call: _Call, pulled: _Pulled, tile: Tile, lists: WorkLists
+    operands: Operands, static: Static, call: _Call, d_out: Array, lse: Array, minus_delta: Array
 ) -> BackwardInputs:
-    size, columns = tile
-    row, row_base = _from_bases(call.row_hi, call.row_lo, size)
-    col, col_base = _from_bases(call.col_hi, call.col_lo, columns, at_end=True)
-    lse = jnp.pad(pulled.lse, ((0, 0), (0, -pulled.lse.shape[1] % size)), constant_values=-jnp.inf)
+    """What both backward kernels read, but for their jobs; `lse` and `minus_delta` [G, T]."""
+    size, columns = _sizes(static)
+    tiles = static.options.tiles
+    row, row_base = _from_bases(call.row_hi, call.row_lo, tiles.backward_kv[0], size)
+    col, col_base = _from_bases(call.col_hi, call.col_lo, tiles.backward_q[1], columns, at_end=True)
+    lse = jnp.pad(lse, ((0, 0), (0, row.shape[1] - lse.shape[1])), constant_values=-jnp.inf)
     row = jnp.where(lse > -jnp.inf, (row - lse) / call.sm_scale, NEVER)
-    first, last = _spans(operands, static, size)
+    first, last = _spans(operands, static, size) or (None, None)
     return BackwardInputs(
         _at_least(call.q, size), _at_least(call.k, columns), _at_least(call.v, columns),
-        _at_least(pulled.d_out, size), row,
-        col / call.sm_scale, pad_axis_to(pulled.minus_delta, 1, size), row_base, col_base,
-        pulled.row_exact, pulled.col_exact, *lists, first, last,
+        _at_least(d_out, size), row, col / call.sm_scale, pad_axis_to(minus_delta, 1, size),
+        row_base, col_base, None, first, last,
     )  # fmt: skip
 
 
@@ -274,31 +282,29 @@ def _head_major(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(-1, x.shape[1])
 
 
-def _whole(hi: Array, lo: Array, size: int) -> tuple[Array, Array]:
-    """One side of the bias [B, N, L] by lane, in whole tiles [G, padded L]."""
-    hi, lo = (pad_axis_to(x.reshape(-1, x.shape[2]), 1, size, edge=True) for x in (hi, lo))
-    return hi, lo
+def _from_bases(
+    hi: Array, lo: Array, span: int, size: int | None = None, *, at_end: bool = False
+) -> tuple[Array, Array]:
+    """One side of the bias [B, N, L] relative to the bases of its spans [G, padded L], and those [2, G, M].
 
-
-def _from_bases(hi: Array, lo: Array, size: int, *, at_end: bool = False) -> tuple[Array, Array]:
-    """One side of the bias [B, N, L] relative to the bases of its tiles [G, padded L], and those [2, G, M].
-
-    A base is the first entry of a tile, or the last: rows count from their first one and keys from their last
-    one, which are next to each other where a tile's bias is small.
+    A base is the first entry of a span, or the last: rows count from their first one and keys from their last
+    one, which are next to each other where a tile's bias is small. Lengths are padded to multiples of `size`,
+    itself one of `span`.
     """
-    hi, lo = (x.reshape(x.shape[0], -1, size) for x in _whole(hi, lo, size))
+    hi, lo = (pad_axis_to(x.reshape(-1, x.shape[2]), 1, size or span, edge=True) for x in (hi, lo))
+    hi, lo = (x.reshape(x.shape[0], -1, span) for x in (hi, lo))
     at = -1 if at_end else 0
     local = (hi - hi[:, :, at, None]) + (lo - lo[:, :, at, None])
     return local.reshape(local.shape[0], -1), jnp.stack([hi[:, :, at], lo[:, :, at]])
 
 
-def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array]:
+def _spans(operands: Operands, static: Static, size: int) -> tuple[Array, Array] | None:
     """First visible key per lane [G, T] and last per batch entry [B, T]; padding rows see nothing.
 
-    Kernels do not read them in plain causal attention.
+    None in plain causal attention, where kernels do not read them: any array may take their place.
     """
     if static.plain_causal:
-        return jnp.zeros((1, size), jnp.int32), jnp.zeros((1, size), jnp.int32)
+        return None
     missing = -operands.first.shape[1] % size
     last = jnp.pad(operands.last, ((0, 0), (0, missing)), constant_values=-1)
     first = jnp.maximum(operands.first[:, None, :], operands.head_first[:, :, None])

@@ -7,6 +7,8 @@ and the first kept column is found for all row blocks at once by binary search i
 official code walks the blocks one by one).
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -129,24 +131,42 @@ def kept_tiles(
     """First kept column tile per row tile, and count of kept row tiles per column tile, for D = row + col."""
     # Comparing all pairs of blocks at once is quicker on a GPU than a binary search, which is many small
     # steps.
-    return _kept_range(~(_block_gaps(row_hi, row_lo, col_hi, col_lo, tile) < threshold[:, :, None, None]))
+    gaps = functools.partial(_block_gaps, row_hi, row_lo, col_hi, col_lo, tile)
+    return _kept_range(lambda pair: ~(gaps(pair) < threshold[:, :, None, None]))
 
 
-def _block_gaps(
-    row_hi: Array, row_lo: Array, col_hi: Array, col_lo: Array, tile: Tile
-) -> Float[Array, "B N Mr Mc"]:
+# Broadcasts one value per row block and one per column block against each other.
+_Pair = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def _row_by_row(row: Array, col: Array) -> tuple[Array, Array]:
+    return row[..., :, None], col[..., None, :]
+
+
+def _column_by_column(row: Array, col: Array) -> tuple[Array, Array]:
+    return row[..., None, :], col[..., :, None]
+
+
+def _block_gaps(row_hi: Array, row_lo: Array, col_hi: Array, col_lo: Array, tile: Tile, pair: _Pair) -> Array:
     """Largest D of every tile: of its first row and last column."""
     first_row = jnp.arange(0, row_hi.shape[2], tile[0])
-    last_col = _last_columns(col_hi.shape[2], tile[1])
-    gap = row_hi[:, :, first_row, None] + col_hi[:, :, None, last_col]
-    return gap + (row_lo[:, :, first_row, None] + col_lo[:, :, None, last_col])
+    keys, columns = col_hi.shape[2], tile[1]
+    last_col = jnp.minimum(jnp.arange(columns, keys + columns, columns), keys) - 1
+    (hi_row, hi_col), (lo_row, lo_col) = (
+        pair(row[:, :, first_row], col[:, :, last_col]) for row, col in ((row_hi, col_hi), (row_lo, col_lo))
+    )
+    return (hi_row + hi_col) + (lo_row + lo_col)
 
 
-def _kept_range(kept: Bool[Array, "B N Mr Mc"]) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
-    """First kept column tile per row tile, and end of the kept row tiles per column tile."""
-    rows, columns = kept.shape[2:]
-    start = jnp.where(kept, jnp.arange(columns, dtype=jnp.int32), columns).min(axis=3)
-    end = jnp.where(kept, jnp.arange(1, rows + 1, dtype=jnp.int32)[:, None], 0).max(axis=2)
+def _kept_range(kept: Callable[[_Pair], Array]) -> tuple[Int[Array, "B N Mr"], Int[Array, "B N Mc"]]:
+    """First kept column tile per row tile, and end of the kept row tiles per column tile.
+
+    Each is reduced along the last axis of its own comparisons, so that a GPU reads along rows.
+    """
+    of_rows, of_columns = kept(_row_by_row), kept(_column_by_column)
+    rows, columns = of_rows.shape[2:]
+    start = jnp.where(of_rows, jnp.arange(columns, dtype=jnp.int32), columns).min(axis=3)
+    end = jnp.where(of_columns, jnp.arange(1, rows + 1, dtype=jnp.int32), 0).max(axis=3)
     return start, end
 
 
@@ -210,9 +230,13 @@ def kept_tiles_tight(
     q_norm = blocks(norms.q_norm, tile[0], 0.0).max(-1)
     k_norm = blocks(norms.k_norm, tile[1], 0.0).max(-1)
     reach = _tile_reach(row_hi, row_lo, norms.normaliser, tile[0])
+
     # Block pairs, not token pairs; the comparisons are reduced without being stored.
-    gap = _block_gaps(row_hi, row_lo, col_hi, col_lo, tile)
-    return _kept_range(q_norm[..., None] * k_norm[..., None, :] + reach[..., None] + gap >= log_eps)
+    def kept(pair: _Pair) -> Array:
+        (q_size, k_size), (own, _) = pair(q_norm, k_norm), pair(reach, k_norm)
+        return q_size * k_size + own + _block_gaps(row_hi, row_lo, col_hi, col_lo, tile, pair) >= log_eps
+
+    return _kept_range(kept)
 
 
 def _tile_reach(row_hi: Array, row_lo: Array, normaliser: Array, rows: int) -> Float[Array, "B N Mr"]:
@@ -220,10 +244,6 @@ def _tile_reach(row_hi: Array, row_lo: Array, normaliser: Array, rows: int) -> F
     hi, lo = (blocks(x, rows, None) for x in (row_hi, row_lo))
     since_first = (hi - hi[..., :1]) + (lo - lo[..., :1])
     return (since_first - blocks(normaliser, rows, jnp.inf)).max(axis=-1)
-
-
-def _last_columns(keys: int, columns: int) -> Int[Array, " Mc"]:
-    return jnp.minimum(jnp.arange(columns, keys + columns, columns), keys) - 1
 
 
 def visited_fraction(

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from kernels.common.bench import time_bursts
 from kernels.forgetting_attention import pallas_mosaic_gpu, schedules
+from kernels.forgetting_attention._mosaic_gpu_sm90 import SHARED_BYTES
 from kernels.forgetting_attention.config import Options
 from kernels.forgetting_attention.device_table import Inputs, Shape
 from kernels.forgetting_attention.differentiable import Saved
@@ -33,8 +34,7 @@ from kernels.forgetting_attention.workloads import gates
 
 KERNELS = ("forward", "backward_kv", "backward_q")
 KINDS = ("global", "mix")
-# Bytes of shared memory; registers of a consumer thread by consumer warpgroups, less some for the compiler.
-SHARED_BYTES = 232448 - 4096
+# Registers of a consumer thread by consumer warpgroups, less some for the compiler.
 REGISTERS = {2: 224, 3: 144}
 SHOWN, COMPILERS, TOLERANCE = 5, 12, 2e-2
 _OUTPUTS = {"backward_kv": ("k", "v", "col_hi"), "backward_q": ("q", "row_hi")}

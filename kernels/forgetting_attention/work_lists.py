@@ -24,6 +24,8 @@ JOB_COST = 1
 LANES_TOGETHER = 8
 # From this share of the causal tiles on, jobs keep the order in which they share the L2 cache.
 NEARLY_ALL = 0.95
+# Up to so many jobs are ranked by comparing all pairs: one short kernel, where a sort is a long one.
+COMPARED = 8192
 NO_JOB = -1
 
 
@@ -31,13 +33,16 @@ class WorkLists(NamedTuple):
     """Jobs by CTA.
 
     Attributes:
-      counts: jobs of every CTA.
-      jobs: (lane, block, begin, full_begin, full_end, end) of the CTA's jobs in order; a job of a key/value
-        head has one such record per query head of its group. Beyond `counts` they mean nothing.
+      jobs: (lane, block, begin, full_begin, full_end, end, jobs of the CTA) of the CTA's jobs in order; a job
+        of a key/value head has one such record per query head of its group. Beyond its jobs all is 0.
     """
 
-    counts: Int[Array, " C"]
-    jobs: Int[Array, "C P 6"]
+    jobs: Int[Array, "C P 7"]
+
+    @property
+    def counts(self) -> Int[Array, " C"]:
+        """Jobs of every CTA: as part of their records they take no step of their own to make."""
+        return self.jobs[:, 0, 6]
 
 
 def causal_blocks(rows: int, keys: int, tile: Tile, *, by_row: bool) -> np.ndarray:
@@ -89,8 +94,10 @@ def static_lists(blocks: np.ndarray, lanes: int, group: int, ctas: int) -> WorkL
     """
     counts, order = _greedy(tuple((blocks[:, 3] - blocks[:, 0]).tolist()), lanes // group, group, ctas)
     lane, block = _members(order, len(blocks), group)
-    jobs = np.concatenate([lane[..., None], block[..., None], blocks[block]], axis=-1)
-    return WorkLists(jnp.asarray(counts), jnp.asarray(jobs.reshape(ctas, -1, 6)))
+    count = np.broadcast_to(counts[:, None, None, None], (*lane.shape, 1))
+    jobs = np.concatenate([lane[..., None], block[..., None], blocks[block], count], axis=-1)
+    jobs[order == NO_JOB] = 0
+    return WorkLists(jnp.asarray(jobs.reshape(ctas, -1, 7)))
 
 
 def dynamic_lists(ranges: TileRange, group: int, ctas: int, unpruned: np.ndarray | None = None) -> WorkLists:
@@ -106,35 +113,59 @@ def dynamic_lists(ranges: TileRange, group: int, ctas: int, unpruned: np.ndarray
       unpruned: tiles [begin, full_begin, full_end, end) of the blocks of every lane before pruning, if they
         are the same for all lanes.
     """
-    edges = [edge.reshape(-1) for edge in ranges]
-    blocks = ranges.begin.shape[2]
-    cost = (edges[3] - edges[0]).reshape(-1, group, blocks).sum(axis=1)
-    counts, order = _longest_first(cost.reshape(-1), ctas)
+    lanes, blocks = ranges.begin.shape[0] * ranges.begin.shape[1], ranges.begin.shape[2]
+    cost = (ranges.end - ranges.begin).reshape(-1, group, blocks).sum(axis=1).reshape(-1)
+    cta, turn = _dealt_to(_ranks(cost), ctas)
+    counts, longest = _dealt_counts(cost.size, ctas)
+    count = jnp.asarray(counts)[cta]
     if unpruned is not None:
         steps = (unpruned[:, 3] - unpruned[:, 0]).tolist()
-        all_counts, all_order = _greedy(tuple(steps), len(cost), group, ctas)
+        all_counts, order = _greedy(tuple(steps), lanes // group, group, ctas)
+        all_cta, all_turn = _places(order)
         # In float32: of millions of tokens the sum passes 2^31.
-        nearly_all = cost.sum(dtype=jnp.float32) >= NEARLY_ALL * sum(steps) * group * len(cost)
-        longest = max(order.shape[1], all_order.shape[1])
-        counts = jnp.where(nearly_all, all_counts, counts)
-        order = jnp.where(nearly_all, _widened(all_order, longest), _widened(order, longest))
-    lane, block = _members(order, blocks, group)
-    # Gathered one by one, they make one fused step; a table of all bounds would be another.
-    fields = [lane, block, *(edge[lane * blocks + block] for edge in edges)]
-    return WorkLists(counts, jnp.stack(fields, axis=-1).reshape(ctas, -1, 6))
+        nearly_all = cost.sum(dtype=jnp.float32) >= NEARLY_ALL * sum(steps) * lanes
+        longest = max(longest, order.shape[1])
+        unmoved = (all_cta, all_turn, all_counts[all_cta])
+        cta, turn, count = (jnp.where(nearly_all, *x) for x in zip(unmoved, (cta, turn, count), strict=True))
+    # Every job writes its record to its place, which takes fewer steps than places looking for their job.
+    lane, block = np.divmod(np.arange(lanes * blocks, dtype=np.int32), blocks)
+    fields = [x.reshape(-1, group, blocks).swapaxes(1, 2) for x in (lane, block, *ranges)]
+    fields.append(jnp.broadcast_to(count.reshape(-1, blocks, 1), fields[0].shape))
+    record = jnp.stack(fields, axis=-1).reshape(cost.size, -1)
+    jobs = jnp.zeros((ctas * longest, record.shape[1]), jnp.int32)
+    jobs = jobs.at[cta * longest + turn].set(record, unique_indices=True, mode="promise_in_bounds")
+    return WorkLists(jobs.reshape(ctas, -1, len(fields)))
 
 
-def _longest_first(cost: Int[Array, " J"], ctas: int) -> tuple[Int[Array, " C"], Int[Array, "C P"]]:
-    """Counts and jobs of every CTA: the jobs in order of their cost, dealt to and fro."""
-    jobs = cost.size
-    # Cost and job in one number: sorting a single operand takes half the time of an argsort.
+def _ranks(cost: Int[Array, " J"]) -> Int[Array, " J"]:
+    """How many jobs come before each: those that cost more, and of the same cost those after it."""
+    jobs, number = cost.size, jnp.arange(cost.size, dtype=jnp.int32)
     bits = max(jobs - 1, 1).bit_length()
-    key = jnp.minimum(cost, jnp.iinfo(jnp.int32).max >> bits) << bits | jnp.arange(jobs, dtype=jnp.int32)
+    # Cost and job in one number: all differ, and sorting a single operand takes half the time of an argsort.
+    key = jnp.minimum(cost, jnp.iinfo(jnp.int32).max >> bits) << bits | number
+    if jobs <= COMPARED:
+        return (key > key[:, None]).sum(axis=1, dtype=jnp.int32)
     order = -jax.lax.sort(-key, is_stable=False) & ((1 << bits) - 1)
-    per_cta = ceil_div(jobs, ctas)
-    dealt = jnp.pad(order, (0, per_cta * ctas - jobs), constant_values=NO_JOB).reshape(per_cta, ctas)
-    dealt = jnp.where(jnp.arange(per_cta)[:, None] % 2 == 0, dealt, dealt[:, ::-1]).T
-    return (dealt != NO_JOB).sum(axis=1, dtype=jnp.int32), dealt
+    return jnp.zeros_like(number).at[order].set(number, unique_indices=True, mode="promise_in_bounds")
+
+
+def _dealt_to(rank: Any, ctas: int) -> tuple[Any, Any]:
+    """CTA of the jobs, dealt to and fro in order of their ranks, and their turns there."""
+    turn, at = rank // ctas, rank % ctas
+    return at + turn % 2 * (ctas - 1 - 2 * at), turn
+
+
+def _dealt_counts(jobs: int, ctas: int) -> tuple[np.ndarray, int]:
+    """Jobs of every CTA if so many are dealt, and the largest number."""
+    cta, _ = _dealt_to(np.arange(jobs), ctas)
+    return np.bincount(cta, minlength=ctas).astype(np.int32), ceil_div(jobs, ctas)
+
+
+def _places(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CTA and turn of every job in lists [C, P]."""
+    cta, turn = np.nonzero(order != NO_JOB)
+    sorted_by_job = np.argsort(order[cta, turn])
+    return cta[sorted_by_job].astype(np.int32), turn[sorted_by_job].astype(np.int32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -154,11 +185,6 @@ def _greedy(cost: tuple[int, ...], lanes: int, group: int, ctas: int) -> tuple[n
     for row, jobs in zip(order, lists, strict=True):
         row[: len(jobs)] = jobs
     return np.asarray([len(jobs) for jobs in lists], np.int32), order
-
-
-def _widened(order: Any, length: int) -> Any:
-    """Lists [C, P] with room for `length` jobs."""
-    return jnp.pad(order, ((0, 0), (0, length - order.shape[1])), constant_values=NO_JOB)
 
 
 def _members(order: Any, blocks: int, group: int) -> tuple[Any, Any]:

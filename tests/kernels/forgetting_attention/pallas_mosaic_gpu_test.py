@@ -26,6 +26,8 @@ SHAPES = {
         tiles=SMALL_TILES,
     ),
     "pruned": Workload(1, 330, 330, 1, 1, 64, gates="fast", pruning=-3.0, tiles=SMALL_TILES),
+    # The kv kernel reads tiles of rows beyond the last block for which the q kernel writes delta.
+    "uneven": Workload(1, 150, 150, 1, 1, 64, tiles=TileConfig((128, 64), (128, 192), (192, 128))),
 }  # fmt: skip
 LATER = ("head_dim_24", "left_padding", "other_tiles", "pruned_tight", "pruned_packed_buffer", "one_kv_head")
 
@@ -97,6 +99,6 @@ def test_both_backward_kernels_form_the_same_score_gradients() -> None:
 
     with compiling_for("gpu", "9.0", cores=2), extended_interpreter(time_limit=300):
         by_row, by_column = (np.asarray(x, np.float64)[0, :, 0] for x in gradients(decay, -decay))
-    # What is left of each sum is what sums of single float32 numbers leave.
+    # Left over is what sums of float32 numbers in another order leave: masked tiles start from the same bits.
     apart = np.cumsum((by_row - by_column)[::-1])[::-1]
-    assert abs(apart[0]) < 5e-7 * np.sqrt(np.sum(by_column**2))
+    assert abs(apart[0]) < 2e-8 * np.sqrt(np.sum(by_column**2))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.forgetting_attention import work_lists
 from kernels.forgetting_attention.tile_ranges import TileRange, column_tiles, row_tiles
 from kernels.forgetting_attention.work_lists import (
     JOB_COST,
@@ -26,7 +27,7 @@ SHAPES = [
 def listed(lists: WorkLists, group: int = 1) -> list[list[tuple[int, ...]]]:
     """The records that each CTA reads."""
     rows = zip(lists.counts.tolist(), np.asarray(lists.jobs).tolist(), strict=True)
-    return [[tuple(job) for job in jobs[: count * group]] for count, jobs in rows]
+    return [[tuple(job[:6]) for job in jobs[: count * group]] for count, jobs in rows]
 
 
 def ranges_of(bounds: np.ndarray) -> TileRange:
@@ -119,3 +120,12 @@ def test_long_jobs_come_first() -> None:
     for jobs in listed(dynamic_lists(ranges_of(np.tile(blocks, (5, 1, 1))), 1, 7)):
         costs = [job[5] - job[2] for job in jobs]
         assert costs == sorted(costs, reverse=True)
+
+
+def test_both_ways_of_ranking_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = causal_blocks(2048, 2048, (64, 192), by_row=False)
+    bounds = np.tile(blocks, (6, 1, 1))
+    bounds[:, :, 3] -= np.random.default_rng(0).integers(0, bounds[:, :, 3] - bounds[:, :, 0])
+    compared = dynamic_lists(ranges_of(bounds), 2, 5)
+    monkeypatch.setattr(work_lists, "COMPARED", 0)
+    np.testing.assert_array_equal(dynamic_lists(ranges_of(bounds), 2, 5).jobs, compared.jobs)
