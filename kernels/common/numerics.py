@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from kernels.common.tiling import pad_axis_to
@@ -80,7 +79,7 @@ def _triangle_sums(x: Array) -> Array:
 
 
 def _by_product(x: Array) -> Array:
-    triangle = np.triu(np.ones((x.shape[-1],) * 2, x.dtype))
+    triangle = jnp.triu(jnp.ones((x.shape[-1],) * 2, x.dtype))
     return jnp.einsum("...j,ji->...i", x, triangle, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -92,7 +91,7 @@ def _by_narrow_product(x: Array) -> Array:
         parts.append(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
         x = x - parts[-1]
     narrow = jnp.concatenate(parts, axis=-1).astype(jnp.bfloat16)
-    triangle = np.tile(np.triu(np.ones((x.shape[-1],) * 2, jnp.bfloat16)), (3, 1))
+    triangle = jnp.tile(jnp.triu(jnp.ones((x.shape[-1],) * 2, jnp.bfloat16)), (3, 1))
     return jnp.einsum("...j,ji->...i", narrow, triangle, preferred_element_type=jnp.float32)
 
 
