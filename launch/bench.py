@@ -16,7 +16,6 @@ import datetime
 import importlib
 import importlib.util
 import inspect
-import json
 import platform
 import shlex
 import subprocess
@@ -33,7 +32,7 @@ from configs.common import nearest
 from launch.results import CAPTION
 from tasks.common.config import make_parser
 from tasks.common.errors import ConfigError, run_main, writing
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import write_json
 
 # Flag -> module of the package; without one it is `benchmark`.
 MODES = {"accuracy": "accuracy", "tune": "tuner", "agreement": "agreement"}
@@ -94,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written: {module.save(rows, facts, options.output)}", flush=True)
     elif options.output is not None:
         with writing(options.output.parent, options.output.name):
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.output, json.dumps([row | facts for row in rows], indent=2) + "\n")
+            write_json(options.output, [row | facts for row in rows])
 
 
 def benchmark(package: str, mode: str = "benchmark") -> Any:

@@ -2,7 +2,7 @@
 
 from kernels.linear_scan.api import explain, linear_scan, rglru_scan
 from kernels.linear_scan.config import DECAY_SCALE, RESIDUAL_NAMES
-from kernels.linear_scan.rglru import input_scale, log_decay, sqrt_clip
+from kernels.linear_scan.rglru import input_scale, log_decay, rglru_step, sqrt_clip
 from kernels.linear_scan.sharded import sharded_linear_scan, sharded_rglru_scan
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "linear_scan",
     "log_decay",
     "rglru_scan",
+    "rglru_step",
     "sharded_linear_scan",
     "sharded_rglru_scan",
     "sqrt_clip",

@@ -47,7 +47,7 @@ def _sqrt_clip_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
     return jnp.sqrt(z), dz * (0.5 / jnp.sqrt(jnp.maximum(z, 0.25 / MAX_SQRT_GRADIENT**2)))
 
 
-def log_decay(gate_a: Float[Array, "*B D"], a_param: Float[Array, " D"]) -> Float[Array, "*B D"]:
+def log_decay(gate_a: Float[Array, "*B D"], a_param: Float[Array, "*C D"]) -> Float[Array, "*B D"]:
     """log a = -8 sigmoid(gate_a) softplus(a_param), in the dtype of its arguments."""
     return -DECAY_SCALE * jax.nn.sigmoid(gate_a) * jax.nn.softplus(a_param)
 
@@ -64,11 +64,36 @@ def wide_dtype(x: Array, gate_x: Array, gate_a: Array) -> jnp.dtype:
 
 def gates(gated: Gated) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """(u, a): what enters the state and how the state decays, in the wide dtype. At resets a = 0, exactly."""
-    wide = wide_dtype(gated.x, gated.gate_x, gated.gate_a)
-    x, gate_x, gate_a, a_param = (part.astype(wide) for part in gated[:4])
-    reset: Bool[Array, "B T 1"] | None = None
-    if gated.reset is not None:
-        reset = gated.reset[..., None]
+    reset = None if gated.reset is None else gated.reset[..., None]
+    return _gates(gated.x, gated.gate_x, gated.gate_a, gated.a_param, reset)
+
+
+def rglru_step(
+    x: Float[Array, "*shape"],
+    gate_x: Float[Array, "*shape"],
+    gate_a: Float[Array, "*shape"],
+    a_param: Float[Array, "..."],
+    h0: Float[Array, "*shape"] | None,
+    reset: Bool[Array, "..."],
+) -> Float[Array, "*shape"]:
+    """One step of `rglru_scan`, for arrays of any shape: XLA fuses it with what comes before and after.
+
+    Args:
+      a_param, reset: broadcast against the others.
+
+    Returns:
+      The state after the step, in the wide dtype.
+    """
+    u, a = _gates(x, gate_x, gate_a, a_param, reset)
+    return u if h0 is None else u + decayed(a, h0.astype(a.dtype))
+
+
+def _gates(
+    x: Array, gate_x: Array, gate_a: Array, a_param: Array, reset: Array | None
+) -> tuple[Array, Array]:
+    wide = wide_dtype(x, gate_x, gate_a)
+    x, gate_x, gate_a, a_param = (part.astype(wide) for part in (x, gate_x, gate_a, a_param))
+    if reset is not None:
         gate_a = jnp.where(reset, 0, gate_a)  # unused there, so it may be NaN
     log_a = log_decay(gate_a, a_param)
     a, scale = jnp.exp(log_a), input_scale(log_a)

@@ -10,17 +10,17 @@ from jaxtyping import Array, Bool, Float
 AttentionImplementation = Literal["xla", "cudnn"]
 
 
-Mask = Bool[Array, "B #P P"]
+Mask = Bool[Array, "B #Q P"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(
-    q: Float[Array, "B P N H"],
+    q: Float[Array, "B Q N H"],
     k: Float[Array, "B P N H"],
     v: Float[Array, "B P N H"],
     implementation: AttentionImplementation | None = None,
     mask: Mask | None = None,
-) -> Float[Array, "B P N H"]:
+) -> Float[Array, "B Q N H"]:
     """softmax(q k^T / sqrt(H)) v.
 
     Args:
@@ -54,20 +54,23 @@ def _forward(
     implementation: AttentionImplementation | None,
     mask: Array | None,
 ) -> tuple[Array, Any]:
-    tokens = q.shape[1]
-    odd = implementation == "cudnn" and tokens % 2
+    queries, keys = q.shape[1], k.shape[1]
+    more = [size % 2 if implementation == "cudnn" else 0 for size in (queries, keys)]
 
     def padded(q: Array, k: Array, v: Array) -> Array:
-        if not odd:
+        if not any(more):
             return _attended(q, k, v, mask, implementation)
         # JAX has cuDNN differentiate even lengths only: one more token, which nothing attends to.
-        q1, k1, v1 = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        q1, k1, v1 = (
+            jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0)))
+            for x, extra in ((q, more[0]), (k, more[1]), (v, more[1]))
+        )
         wider = mask
         if wider is not None:
-            full = jnp.broadcast_to(wider, (q.shape[0], tokens, tokens))
-            wider = jnp.pad(full, ((0, 0), (0, 1), (0, 1)), constant_values=True)
-        lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
-        return _attended(q1, k1, v1, wider, implementation, lengths)[:, :tokens]
+            full = jnp.broadcast_to(wider, (q.shape[0], queries, keys))
+            wider = jnp.pad(full, ((0, 0), (0, more[0]), (0, more[1])), constant_values=True)
+        lengths = jnp.full(q.shape[:1], keys, jnp.int32)
+        return _attended(q1, k1, v1, wider, implementation, lengths)[:, :queries]
 
     return jax.vjp(padded, q, k, v)
 

@@ -62,6 +62,16 @@ class VideoRuntime:
             )
 
 
+def vit_size(size: str) -> dict[str, int]:
+    """Fields width, depth, mlp_size and num_heads of a size of the ladder.
+
+    Raises:
+      ValueError: unknown size.
+    """
+    require(size in VIT_SIZES, "size", size, f"one of {list(VIT_SIZES)}")
+    return dict(zip(("width", "depth", "mlp_size", "num_heads"), VIT_SIZES[size], strict=True))
+
+
 def require(ok: bool, name: str, value: object, wanted: str) -> None:
     """Raises ValueError, naming the field, its value and what it must be, unless `ok`."""
     if not ok:

@@ -1,11 +1,13 @@
 """Official checkpoints: arrays by official names to and from a table of parameters, and .npz files.
 
-The names come from the parameter table (`ParamSpec.official`); every array is a reshape of ours.
+The names come from the parameter table (`ParamSpec.official`); every array is a reshape of ours, or its
+transpose.
 """
 
+import contextlib
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -14,25 +16,38 @@ import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
-from models.common.params import flatten_names, unflatten_names
+from models.common.params import ParamSpec, flatten_names, list_differences, unflatten_names
 from models.common.shapes import Params
-from models.common.vit import Grid, ParamSpec
+from models.common.vit import Grid
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def read_leaves(specs: Mapping[str, ParamSpec], flat: Arrays) -> Params:
-    """The parameters of a table out of official arrays (whose names and shapes were checked), float32.
+def read_exactly(specs: Mapping[str, ParamSpec], flat: Arrays, refusal: str) -> Params:
+    """The parameters of a table out of official arrays, float32 (exact for 16 bits).
+
+    Args:
+      flat: official name -> array of any floating dtype.
+      refusal: starts the message about wrong arrays.
 
     Raises:
-      ValueError: an array that is not of floating point.
+      ValueError: names or shapes that are not the table's, all differences listed; an array of integers.
     """
+    expected = {spec.official: spec.stored_shape for spec in specs.values()}
+    if difference := list_differences(expected, {name: array.shape for name, array in flat.items()}):
+        raise ValueError(f"{refusal}:\n{difference}")
+    return read_leaves(specs, flat)
+
+
+def read_leaves(specs: Mapping[str, ParamSpec], flat: Arrays) -> Params:
+    """`read_exactly` of arrays whose names and shapes are known to be right; further arrays are left out."""
     params = {}
     for name, spec in specs.items():
         array = np.asarray(flat[spec.official])
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{spec.official} has dtype {array.dtype}; floating point was expected")
-        params[name] = jnp.asarray(array.astype(np.float32).reshape(spec.shape))
+        ours = array.T if spec.transposed else array.reshape(spec.shape)
+        params[name] = jnp.asarray(ours.astype(np.float32))
     return unflatten_names(params)
 
 
@@ -40,12 +55,35 @@ def write_leaves(
     specs: Mapping[str, ParamSpec], params: Params, dtype: DTypeLike = jnp.float32
 ) -> dict[str, np.ndarray]:
     """Inverse of `read_leaves`."""
-    flat = flatten_names(params)
-    arrays = {
-        spec.official: np.asarray(jax.device_get(flat[name])).astype(dtype).reshape(spec.stored_shape)
-        for name, spec in specs.items()
-    }
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    flat, arrays = flatten_names(params), {}
+    for name, spec in specs.items():
+        array = np.asarray(jax.device_get(flat[name])).astype(dtype)
+        stored = array.T if spec.transposed else array.reshape(spec.stored_shape)
+        arrays[spec.official] = np.ascontiguousarray(stored)
+    return arrays
+
+
+@contextlib.contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """A ValueError about what is in a file names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def shape_of(flat: Arrays, name: str, ndim: int, model: str) -> tuple[int, ...]:
+    """Shape of an array that every checkpoint of `model` has.
+
+    Raises:
+      ValueError: it is missing, or has another number of axes.
+    """
+    if name not in flat:
+        found = ", ".join(sorted(flat)[:4]) + (f" and {len(flat) - 4} more" if len(flat) > 4 else "")
+        raise ValueError(f"no array {name!r}: not a {model} checkpoint (found {found})")
+    if flat[name].ndim != ndim:
+        raise ValueError(f"{name} has shape {flat[name].shape}; {ndim} axes were expected")
+    return flat[name].shape
 
 
 def square_grid(patches: int, name: str) -> Grid:

@@ -1,20 +1,27 @@
-"""Parameters as pure dicts of arrays: flat names, stacking of layers, comparison, size report.
+"""Parameters as pure dicts of arrays, and the tables they come from: flat names, initial values, stacking of
+layers, comparison, size report.
 
 The canonical layout keeps one entry per layer, `params["layers"]["0"]["attn"]["q_proj"]["kernel"]`, and is
 what checkpoints, converters and sharding rules see. `lax.scan` over layers wants them stacked; `stack_layers`
 and `unstack_layers` are the only place where that happens.
+
+A model lists its parameters in one table, flat name -> `ParamSpec`; what starts, shards and converts them is
+read off it.
 """
 
+import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
-from models.common.shapes import Params
+from models.common.shapes import Key, Params
+from models.common.sharding import AxisNames
 
 SEPARATOR = "/"
 
@@ -118,7 +125,7 @@ def list_differences(
 
 
 def count(params: Params) -> int:
-    """Number of scalars in the tree (arrays or `jax.ShapeDtypeStruct`)."""
+    """Number of scalars in the tree (arrays, `jax.ShapeDtypeStruct`, or the table of their `ParamSpec`)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -146,11 +153,141 @@ def size_report(params: Params, depth: int = 2) -> str:
     )
 
 
-def as_module(tree: Params) -> nnx.Dict[Any]:
-    """A tree of arrays as NNX parameters."""
-    return nnx.Dict(
-        {name: as_module(leaf) if isinstance(leaf, dict) else nnx.Param(leaf) for name, leaf in tree.items()}
-    )
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """How a parameter starts.
+
+    Attributes:
+      kind: "zeros"; "ones"; "normal" N(0, high^2); "truncated" the same cut at two standard deviations and
+        rescaled to standard deviation `high`; "uniform" in [low, high); "custom", `draw(key, shape)`.
+      low, high: see kind.
+      draw: only for "custom".
+    """
+
+    kind: Literal["zeros", "ones", "normal", "truncated", "uniform", "custom"]
+    high: float = 0.0
+    low: float = 0.0
+    draw: Callable[[Key, tuple[int, ...]], Array] | None = None
+
+    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """Initial value, float32."""
+        match self.kind:
+            case "zeros":
+                return jnp.zeros(shape, jnp.float32)
+            case "ones":
+                return jnp.ones(shape, jnp.float32)
+            case "normal":
+                return self.high * jax.random.normal(key, shape, jnp.float32)
+            case "truncated":
+                # A unit normal cut at +-2 has this standard deviation.
+                unit = jax.random.truncated_normal(key, -2, 2, shape, jnp.float32) / 0.87962566103423978
+                return self.high * unit
+            case "uniform":
+                return jax.random.uniform(key, shape, jnp.float32, self.low, self.high)
+            case "custom":
+                assert self.draw is not None
+                return self.draw(key, shape)
+
+
+ZEROS, ONES = Init("zeros"), Init("ones")
+
+
+def lecun_normal(fan_in: int) -> Init:
+    """Truncated normal of variance 1 / fan_in: the default of Flax's Dense and Conv."""
+    return Init("truncated", fan_in**-0.5)
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Init:
+    """Uniform of variance 2 / (fan_in + fan_out)."""
+    limit = math.sqrt(6 / (fan_in + fan_out))
+    return Init("uniform", limit, -limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: everything that initialisation, sharding and conversion need to know.
+
+    Attributes:
+      shape: our layout; kernels are [in, out].
+      axes: logical axis names, one per dimension.
+      init: initial value.
+      official: name in the official checkpoint.
+      official_shape: shape there, a reshape of ours; None = the same.
+      transposed: it is stored as [out, in] there.
+    """
+
+    shape: tuple[int, ...]
+    axes: AxisNames
+    init: Init
+    official: str
+    official_shape: tuple[int, ...] | None = None
+    transposed: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape in the official checkpoint."""
+        if self.transposed:
+            return self.shape[::-1]
+        return self.shape if self.official_shape is None else self.official_shape
+
+
+def initialize(specs: Mapping[str, ParamSpec], key: Key) -> Params:
+    """Initial values (float32) for a table of parameters, as a tree.
+
+    Every parameter draws from its own key, derived from its name alone: adding an option, or changing the
+    number of layers, leaves the others as they were. Those of one shape and kind are drawn together: compile
+    time grows with the number of kinds, not of parameters.
+    """
+    groups: dict[tuple[tuple[int, ...], Init], list[str]] = {}
+    for name, spec in specs.items():
+        groups.setdefault((spec.shape, spec.init), []).append(name)
+    values: dict[str, Array] = {}
+    for (shape, init), names in groups.items():
+        if init.kind in ("zeros", "ones"):
+            # Each is an array of its own: donated buffers may not be shared.
+            values |= {name: init(key, shape) for name in names}
+            continue
+        checksums = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, checksums)
+        drawn = jax.vmap(lambda key, init=init, shape=shape: init(key, shape))(keys)
+        # The barrier keeps the compiler from drawing them one by one after all, once per slice.
+        values |= dict(zip(names, jax.lax.optimization_barrier(drawn), strict=True))
+    return unflatten_names({name: values[name] for name in specs})
+
+
+def linear_specs(
+    size_in: int,
+    size_out: int,
+    axes: AxisNames,
+    kernel: Init,
+    official: str,
+    bias: Init = ZEROS,
+    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None),
+) -> dict[str, ParamSpec]:
+    """Kernel [in, out] and bias [out]; `shapes` are their official shapes where those differ."""
+    return {
+        "kernel": ParamSpec((size_in, size_out), axes, kernel, f"{official}/kernel", shapes[0]),
+        "bias": ParamSpec((size_out,), (axes[-1],), bias, f"{official}/bias", shapes[1]),
+    }
+
+
+def norm_specs(width: int, official: str) -> dict[str, ParamSpec]:
+    """Scale and bias of a LayerNorm."""
+    return {
+        "scale": ParamSpec((width,), ("norm",), ONES, f"{official}/scale"),
+        "bias": ParamSpec((width,), ("norm",), ZEROS, f"{official}/bias"),
+    }
+
+
+def grouped(groups: Mapping[str, Mapping[str, ParamSpec]]) -> dict[str, ParamSpec]:
+    """{"a": {"b": spec}} -> {"a/b": spec}."""
+    return {f"{group}/{name}": spec for group, specs in groups.items() for name, spec in specs.items()}
+
+
+def logical_axes(specs: Mapping[str, ParamSpec]) -> Params:
+    """Tree like the parameters of a table whose leaves are tuples of logical axis names (see
+    `ShardingRules`)."""
+    return unflatten_names({name: spec.axes for name, spec in specs.items()})
 
 
 def check_params(specs: Mapping[str, Any], params: Params, config: object) -> None:

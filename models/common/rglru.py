@@ -18,13 +18,23 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from kernels.linear_scan import input_scale, linear_scan, log_decay, rglru_scan, sharded_rglru_scan
-from models.common.block_diagonal import block_diagonal
-from models.common.layers import at_least_float32, linear, recomputed, rms_norm
-from models.common.shapes import Params
+from kernels.linear_scan import (
+    input_scale,
+    linear_scan,
+    log_decay,
+    rglru_scan,
+    rglru_step,
+    sharded_rglru_scan,
+)
+from models.common.block_diagonal import pre_activations
+from models.common.gated_gelu import gated_gelu_mlp
+from models.common.joined import BRANCHES, linear_each
+from models.common.layers import at_least_float32, linear, rms_norm
+from models.common.params import ZEROS, Init, ParamSpec, grouped, linear_specs
+from models.common.shapes import Key, Params
 from models.common.sharding import active_mesh, gathered, per_shard, time_axis
 from models.common.temporal_conv import temporal_conv
-from models.common.vit import ZEROS, Init, Key, ParamSpec, gelu, grouped, linear_specs
+from models.common.vit import gelu
 
 NORM_EPS = 1e-6
 MAX_RADIUS = 0.999
@@ -106,14 +116,13 @@ def rg_lru(
     Returns:
       (h in x's dtype, h of the last frame in float32).
     """
-    gate_x = block_diagonal(x, params["input_gate"], dtype)
-    gate_a = block_diagonal(x, params["a_gate"], dtype)
+    gate_x, gate_a = pre_activations(x, params, dtype)
     if (axis := time_axis(x)) is not None:
         return _split_scan(x, gate_x, gate_a, params, positions == 0, state, axis, implementation)
     # Axis 0 must be the batch for `per_shard`, so the channels' parameters get one copy per row.
     names = [name for name in ("a_param", "a_imag_param") if name in params]
     rows = [jnp.broadcast_to(gathered(params[name]), (x.shape[0], *params[name].shape)) for name in names]
-    scan = _real_scan if len(rows) == 1 else _complex_scan
+    scan = _complex_scan if len(rows) == 2 else _real_scan if x.shape[1] > 1 else _one_frame
 
     def local(
         x: Array, gate_x: Array, gate_a: Array, rows: list[Array], starts: Array, h: Array | None
@@ -148,6 +157,23 @@ def _real_scan(
         implementation=implementation,
     )[:2]
     return out.reshape(x.shape).astype(x.dtype), last.reshape(x.shape[0], *x.shape[2:])
+
+
+def _one_frame(
+    x: Array,
+    gate_x: Array,
+    gate_a: Array,
+    rows: list[Array],
+    starts: Array,
+    h: Array | None,
+    implementation: Implementation,
+) -> tuple[Array, Array]:
+    """`_real_scan` of T = 1, the same whatever the implementation. Nothing is reshaped, or XLA for GPUs would
+    make several kernels of it.
+    """
+    start = starts.reshape(*starts.shape, *[1] * (x.ndim - 2))
+    out = rglru_step(x, gate_x, gate_a, rows[0], None if h is None else h[:, None], start)
+    return out.astype(x.dtype), out[:, 0]
 
 
 def _split_scan(
@@ -219,34 +245,22 @@ def recurrent_block(
     """(RG-LRU(conv(x W_x + b_x)) * gelu(x W_y + b_y)) W_o + b_o (Griffin, section 2.3).
 
     Args:
-      params: "linear_x", "linear_y", "conv", "rglru", "linear_out".
+      params: "linear_x", "linear_y", "conv", "rglru", "linear_out"; or joined (`models.common.joined`).
       state: memory of earlier calls; None = there were none.
 
     Returns:
       (output in `dtype`, the memory after the call: it continues exactly, whatever the chunk length).
     """
-    branch = linear(x, params["linear_x"], dtype)
+    branch, gate = linear_each(x, params, BRANCHES, dtype)
     branch, conv = temporal_conv(branch, params["conv"], positions, None if state is None else state.conv)
     h, last = rg_lru(
         branch, params["rglru"], positions, None if state is None else state.lru, dtype, implementation
     )
-    gate = linear(x, params["linear_y"], dtype)
     # Without its barrier XLA keeps the GELU's tanh for the backward pass, in float32.
     gated = jax.checkpoint(lambda h, gate: h * gelu(gate))(h, gate)
     if state is not None:
         conv = conv.astype(state.conv.dtype)
     return linear(gated, params["linear_out"], dtype), RecurrentState(last, conv)
-
-
-def gated_gelu_mlp(x: Float[Array, "*B D"], params: Params, dtype: DTypeLike) -> Float[Array, "*B D"]:
-    """(gelu(x W_0 + b_0) * (x W_1 + b_1)) W_down + b_down.
-
-    Args:
-      params: "up" {"kernel" [2, D, F], "bias" [2, F]}, "down".
-    """
-    up = params["up"]
-    gate, value = (linear(x, {"kernel": up["kernel"][i], "bias": up["bias"][i]}, dtype) for i in range(2))
-    return linear(recomputed(lambda gate, value: gelu(gate) * value)(gate, value), params["down"], dtype)
 
 
 def residual_block(

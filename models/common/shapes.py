@@ -11,12 +11,14 @@ C classes          R width of pre-logits
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 Tokens = Int[Array, "B T"]
 Mask = Bool[Array, "B T"]
 Activations = Float[Array, "B T D"]
 Logits = Float[Array, "B T V"]
+# A random key, new style or old.
+Key = PRNGKeyArray | UInt32[Array, "2"]
 
 # A pure dict of arrays: what crosses every boundary (checkpoints, converters, sharding rules, optimiser).
 Params = dict[str, Any]

@@ -1,159 +1,36 @@
-"""Vision Transformer pieces: patches, positions, pre-norm blocks, and the table their parameters come from.
+"""Vision Transformer pieces: patches, positions, pre-norm blocks, and the tables of their parameters.
 
 Plain functions of arrays. Parameters stay in float32, `dtype` is what matmuls run in; the statistics of norms
 and of the softmax are float32 (float64 for float64).
 """
 
-import dataclasses
 import functools
 import math
-import zlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float
 
 from kernels.common.dispatch import target
 from models.common.attention import AttentionImplementation, attend
 from models.common.layers import at_least_float32, linear, recomputed
-from models.common.params import unflatten_names
-from models.common.shapes import Params
-from models.common.sharding import AxisNames, constrain, gathered, per_shard
+from models.common.params import (
+    Init,
+    ParamSpec,
+    grouped,
+    lecun_normal,
+    linear_specs,
+    norm_specs,
+    xavier_uniform,
+)
+from models.common.shapes import Key, Params
+from models.common.sharding import constrain, gathered, per_shard
 
-Key = PRNGKeyArray | UInt32[Array, "2"]
 Grid = tuple[int, int]
 
 NORM_EPS = 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class Init:
-    """How a parameter starts.
-
-    Attributes:
-      kind: "zeros"; "ones"; "normal" N(0, high^2); "truncated" the same cut at two standard deviations and
-        rescaled to standard deviation `high`; "uniform" in [low, high); "custom", `draw(key, shape)`.
-      low, high: see kind.
-      draw: only for "custom".
-    """
-
-    kind: Literal["zeros", "ones", "normal", "truncated", "uniform", "custom"]
-    high: float = 0.0
-    low: float = 0.0
-    draw: Callable[[Key, tuple[int, ...]], Array] | None = None
-
-    def __call__(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """Initial value, float32."""
-        match self.kind:
-            case "zeros":
-                return jnp.zeros(shape, jnp.float32)
-            case "ones":
-                return jnp.ones(shape, jnp.float32)
-            case "normal":
-                return self.high * jax.random.normal(key, shape, jnp.float32)
-            case "truncated":
-                # A unit normal cut at +-2 has this standard deviation.
-                unit = jax.random.truncated_normal(key, -2, 2, shape, jnp.float32) / 0.87962566103423978
-                return self.high * unit
-            case "uniform":
-                return jax.random.uniform(key, shape, jnp.float32, self.low, self.high)
-            case "custom":
-                assert self.draw is not None
-                return self.draw(key, shape)
-
-
-ZEROS, ONES = Init("zeros"), Init("ones")
-
-
-def lecun_normal(fan_in: int) -> Init:
-    """Truncated normal of variance 1 / fan_in: the default of Flax's Dense and Conv."""
-    return Init("truncated", fan_in**-0.5)
-
-
-def xavier_uniform(fan_in: int, fan_out: int) -> Init:
-    """Uniform of variance 2 / (fan_in + fan_out)."""
-    limit = math.sqrt(6 / (fan_in + fan_out))
-    return Init("uniform", limit, -limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class ParamSpec:
-    """One parameter: everything that initialisation, sharding and conversion need to know.
-
-    Attributes:
-      shape: our layout; kernels are [in, out].
-      axes: logical axis names, one per dimension.
-      init: initial value.
-      official: name in the official checkpoint.
-      official_shape: shape there, a reshape of ours; None = the same.
-    """
-
-    shape: tuple[int, ...]
-    axes: AxisNames
-    init: Init
-    official: str
-    official_shape: tuple[int, ...] | None = None
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Shape in the official checkpoint."""
-        return self.shape if self.official_shape is None else self.official_shape
-
-
-def initialize(specs: Mapping[str, ParamSpec], key: Key) -> Params:
-    """Initial values (float32) for a table of parameters, as a tree.
-
-    Every parameter draws from its own key, derived from its name alone: adding an option, or changing the
-    number of layers, leaves the others as they were. Those of one shape and kind are drawn together: compile
-    time grows with the number of kinds, not of parameters.
-    """
-    groups: dict[tuple[tuple[int, ...], Init], list[str]] = {}
-    for name, spec in specs.items():
-        groups.setdefault((spec.shape, spec.init), []).append(name)
-    values: dict[str, Array] = {}
-    for (shape, init), names in groups.items():
-        if init.kind in ("zeros", "ones"):
-            # Each is an array of its own: donated buffers may not be shared.
-            values |= {name: init(key, shape) for name in names}
-            continue
-        checksums = jnp.array([zlib.crc32(name.encode()) for name in names], jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, checksums)
-        drawn = jax.vmap(lambda key, init=init, shape=shape: init(key, shape))(keys)
-        # The barrier keeps the compiler from drawing them one by one after all, once per slice.
-        values |= dict(zip(names, jax.lax.optimization_barrier(drawn), strict=True))
-    return unflatten_names({name: values[name] for name in specs})
-
-
-def linear_specs(
-    size_in: int,
-    size_out: int,
-    axes: AxisNames,
-    kernel: Init,
-    official: str,
-    bias: Init = ZEROS,
-    shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None),
-) -> dict[str, ParamSpec]:
-    """Kernel [in, out] and bias [out]; `shapes` are their official shapes where those differ."""
-    return {
-        "kernel": ParamSpec((size_in, size_out), axes, kernel, f"{official}/kernel", shapes[0]),
-        "bias": ParamSpec((size_out,), (axes[-1],), bias, f"{official}/bias", shapes[1]),
-    }
-
-
-def norm_specs(width: int, official: str) -> dict[str, ParamSpec]:
-    """Scale and bias of a LayerNorm."""
-    return {
-        "scale": ParamSpec((width,), ("norm",), ONES, f"{official}/scale"),
-        "bias": ParamSpec((width,), ("norm",), ZEROS, f"{official}/bias"),
-    }
-
-
-def grouped(groups: Mapping[str, Mapping[str, ParamSpec]]) -> dict[str, ParamSpec]:
-    """{"a": {"b": spec}} -> {"a/b": spec}."""
-    return {f"{group}/{name}": spec for group, specs in groups.items() for name, spec in specs.items()}
 
 
 def vit_block_specs(width: int, mlp_size: int, num_heads: int, official: str = "") -> dict[str, ParamSpec]:
@@ -247,7 +124,8 @@ def attention(
     dtype: DTypeLike,
     implementation: AttentionImplementation | None = None,
     mask: Bool[Array, "*B #P P"] | None = None,
-) -> Float[Array, "*B P D"]:
+    asked: int | None = None,
+) -> Float[Array, "*B asked D"]:
     """Multi-head self-attention over the tokens of each frame, scale 1 / sqrt(D / heads).
 
     Args:
@@ -255,9 +133,13 @@ def attention(
       implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype, and writes no
         scores.
       mask: which keys (last axis) each token sees, see `attend`; None: all.
+      asked: how many of the tokens, the last ones, an answer is wanted for; None: all.
     """
+    asking = _last_tokens(x, asked)
+    if mask is not None and mask.shape[-2] > 1:
+        mask = _last_tokens(mask, asked)
 
-    def heads(name: str) -> Array:
+    def heads(x: Array, name: str) -> Array:
         return linear(x, params[name], dtype).reshape(*x.shape[:-1], num_heads, -1)
 
     def local(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
@@ -265,8 +147,12 @@ def attention(
         seen = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
         return attend(*flat, implementation, seen).reshape(q.shape)
 
-    attended = per_shard(local)(heads("q_proj"), heads("k_proj"), heads("v_proj"), mask)
-    return linear(attended.reshape(x.shape), params["out_proj"], dtype)
+    attended = per_shard(local)(heads(asking, "q_proj"), heads(x, "k_proj"), heads(x, "v_proj"), mask)
+    return linear(attended.reshape(asking.shape), params["out_proj"], dtype)
+
+
+def _last_tokens(x: Array, count: int | None) -> Array:
+    return x if count is None else x[..., x.shape[-2] - count :, :]
 
 
 def mlp(
@@ -292,7 +178,8 @@ def vit_block(
     key: Key | None = None,
     mask: Bool[Array, "*B #P P"] | None = None,
     approximate: bool = True,
-) -> Float[Array, "*B P D"]:
+    asked: int | None = None,
+) -> Float[Array, "*B asked D"]:
     """h = x + attention(LN(x)); out = h + mlp(LN(h)). The residual stream keeps x's dtype.
 
     Args:
@@ -300,11 +187,12 @@ def vit_block(
       key: for dropout; None = none.
       mask: which keys each token sees; None: all.
       approximate: GELU by tanh, or exact.
+      asked: how many of the tokens, the last ones, are computed and returned; None: all.
     """
     keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
     normed = layer_norm(x, params["attn_norm"])
-    attended = attention(normed, params["attn"], num_heads, dtype, implementation, mask)
-    x = x + dropout(attended, rate, keys[0]).astype(x.dtype)
+    attended = attention(normed, params["attn"], num_heads, dtype, implementation, mask, asked)
+    x = _last_tokens(x, asked) + dropout(attended, rate, keys[0]).astype(x.dtype)
     update = mlp(layer_norm(x, params["mlp_norm"]), params["mlp"], dtype, rate, keys[1], approximate)
     return x + dropout(update, rate, keys[2]).astype(x.dtype)
 
@@ -323,6 +211,13 @@ def patchify(video: Float[Array, "*B height width colours"], patch: Grid) -> Flo
         return jnp.swapaxes(split, -4, -3).reshape(*batch, rows * columns, patch[0] * patch[1] * colours)
 
     return per_shard(local)(video)  # an explicit mesh takes no reshape of several axes
+
+
+def patch_specs(patch: Grid, width: int, official: str) -> dict[str, ParamSpec]:
+    """Kernel and bias of the map of patches to tokens; officially a convolution over one frame."""
+    pixels = math.prod(patch) * 3
+    shapes = ((1, *patch, 3, width), None)
+    return linear_specs(pixels, width, (None, "embed"), lecun_normal(pixels), official, shapes=shapes)
 
 
 def unpatchify(
@@ -364,6 +259,12 @@ def sincos_positions(grid: Grid, width: int) -> Float[Array, "P D"]:
     return jnp.concatenate(
         [f(at * frequencies) for at in (columns, rows) for f in (jnp.sin, jnp.cos)], axis=1
     )
+
+
+def position_spec(grid: Grid, width: int, official: str) -> ParamSpec:
+    """Learnt positions [P, D], N(0, 1/D)."""
+    shape = (grid[0] * grid[1], width)
+    return ParamSpec(shape, (None, "embed"), Init("normal", width**-0.5), official, (1, *shape))
 
 
 def resize_positions(table: Float[Array, "P D"], old: Grid, new: Grid) -> Float[Array, "Q D"]:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
-from models.common.params import flatten_names, list_differences, unflatten_names
+from models.common.official import naming_file, read_exactly, write_leaves
+from models.common.params import check_params
 from models.common.shapes import Params
 from models.common.torch_pickle import read_tensors
 from models.fox.config import FoxConfig
@@ -75,17 +75,8 @@ def from_official(flat: Mapping[str, np.ndarray], config: FoxConfig) -> Params:
     Raises:
       ValueError: names or shapes that are not this config's, all differences listed; or an array of integers.
     """
-    specs = param_specs(config)
-    expected = {spec.official: spec.shape[::-1] if spec.is_kernel else spec.shape for spec in specs.values()}
-    if difference := list_differences(expected, {name: array.shape for name, array in flat.items()}):
-        raise ValueError(f"the state dict is not that of this FoxConfig (official names):\n{difference}")
-    params = {}
-    for name, spec in specs.items():
-        array = np.asarray(flat[spec.official])
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{spec.official} has dtype {array.dtype}; floating point was expected")
-        params[name] = jnp.asarray((array.T if spec.is_kernel else array).astype(np.float32))
-    return unflatten_names(params)
+    refusal = "the state dict is not that of this FoxConfig (official names)"
+    return read_exactly(param_specs(config), flat, refusal)
 
 
 def to_official(params: Params, config: FoxConfig, dtype: DTypeLike = jnp.float32) -> dict[str, np.ndarray]:
@@ -94,15 +85,9 @@ def to_official(params: Params, config: FoxConfig, dtype: DTypeLike = jnp.float3
     Raises:
       ValueError: parameters that are not this config's, all differences listed.
     """
-    specs, flat = param_specs(config), flatten_names(params)
-    expected = {name: spec.shape for name, spec in specs.items()}
-    if difference := list_differences(expected, {name: leaf.shape for name, leaf in flat.items()}):
-        raise ValueError(f"the parameters are not those of this FoxConfig:\n{difference}")
-    arrays = {}
-    for name, spec in specs.items():
-        array = np.asarray(jax.device_get(flat[name])).astype(dtype)
-        arrays[spec.official] = np.ascontiguousarray(array.T if spec.is_kernel else array)
-    return arrays
+    specs = param_specs(config)
+    check_params(specs, params, config)
+    return write_leaves(specs, params, dtype)
 
 
 def config_from_official(fields: Mapping[str, Any]) -> FoxConfig:
@@ -166,10 +151,8 @@ def load_official(path: str | Path, config: FoxConfig | None = None) -> tuple[Fo
     flat = _read_folder(path) if path.is_dir() else _read_weights(path)
     if config is None:
         config = _read_config((path if path.is_dir() else path.parent) / "config.json", flat)
-    try:
+    with naming_file(path):
         return config, from_official(flat, config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def save_official(

@@ -7,12 +7,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from kernels.forgetting_attention import RESIDUAL_NAMES
 from models.common.layers import embed, gated_mlp, linear, rms_norm
-from models.common.params import as_module, check_params, layer_keys
+from models.common.module import ModelModule
+from models.common.params import check_params, layer_keys
 from models.common.shapes import Activations, Mask, Params, Tokens
 from models.common.sharding import constrain
 from models.common.stack import run_layers
@@ -151,46 +151,13 @@ def _invalid(span: Span, max_length: int | None) -> Bool[Array, "B T"] | None:
     return invalid
 
 
-class Fox(nnx.Module):
+class Fox(ModelModule[FoxConfig, FoxRuntime]):
     """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
 
     Made for NNX's tree mode: no shared references, no lifted transforms. Take `model.params()` to train.
     """
 
-    def __init__(
-        self,
-        config: FoxConfig,
-        runtime: FoxRuntime | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-        params: Params | None = None,
-    ):
-        """Makes a model with fresh parameters from `rngs`, or around existing ones.
-
-        Args:
-          config, runtime: what the model is, and how it is run.
-          rngs: source of the initial parameters (stream "params").
-          params: canonical tree, for instance from `convert.load_official`.
-
-        Raises:
-          ValueError: neither or both of rngs and params, or params of another config.
-        """
-        if (rngs is None) == (params is None):
-            raise ValueError("Fox needs exactly one of rngs (fresh parameters) and params (existing ones)")
-        if params is None:
-            assert rngs is not None
-            params = init_params(config, rngs.params())
-        check_params(param_specs(config), params, config)
-        self.config = config
-        self.runtime = runtime or FoxRuntime()
-        self.embed = as_module(params["embed"])
-        self.layers = as_module(params["layers"])
-        self.norm = as_module(params["norm"])
-        self.lm_head = as_module(params["lm_head"])
-
-    def params(self) -> Params:
-        """The parameters as a pure dict by canonical names."""
-        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    _specs, _init, _runtime = staticmethod(param_specs), staticmethod(init_params), FoxRuntime
 
     def __call__(
         self,

@@ -6,6 +6,7 @@ from models.tapnext.clips import Frames, Tracks, track_clip, track_stream
 from models.tapnext.config import SIZES, TAPNextConfig, TAPNextRuntime
 from models.tapnext.convert import load_official
 from models.tapnext.heads import Readout, certainty, decode_tracks, is_visible, read_out
+from models.tapnext.inference import prepare_params
 from models.tapnext.model import PointFeatures, TAPNext, TAPNextOutput, apply, key_mask, point_features
 from models.tapnext.parameters import (
     cast_params,
@@ -57,6 +58,7 @@ __all__ = [
     "param_axes",
     "param_specs",
     "point_features",
+    "prepare_params",
     "read_out",
     "track_clip",
     "track_stream",

@@ -4,21 +4,22 @@ The device holds one chunk of frames and the memory of one group of points, howe
 many the points. Coordinates are in pixels of the native image (`config.image_size`), whatever the frames'.
 """
 
+import collections
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kernels.common.compiler import jit_for_target
 from models.common.shapes import Params
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime
 from models.tapnext.heads import certainty, is_visible
+from models.tapnext.inference import prepare_params
 from models.tapnext.model import Video, apply
-from models.tapnext.parameters import cast_params
 from models.tapnext.queries import check_queries
 from models.tapnext.state import TAPNextState, init_state
 
@@ -63,8 +64,6 @@ class _Raw(NamedTuple):
     visible_logits: np.ndarray
 
 
-# One program for all groups and chunks; the memory is updated in place.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _step(
     config: TAPNextConfig,
     runtime: TAPNextRuntime,
@@ -78,6 +77,11 @@ def _step(
     assert after is not None
     sure = certainty(config, output.track_logits, output.tracks_yx, radius)
     return (output.tracks_yx, sure, output.visible_logits), after
+
+
+# One program for all groups and chunks; the memory is updated in place.
+_step_program = jit_for_target(_step, static_argnums=(0, 1, 2), donate_argnums=5)
+_start_program = jit_for_target(init_state, static_argnums=0, static_argnames=("image_size", "dtype"))
 
 
 def track_clip(
@@ -101,7 +105,7 @@ def track_clip(
     all queries are for the first frame.
 
     Args:
-      params: canonical tree of `config`; cast once to the runtime's compute dtype.
+      params: canonical tree of `config`, or what `prepare_params` made of it, which saves doing so here.
       video: [T, height, width, 3], read a chunk at a time.
       query_tyx: [Q, 3], frame, y, x.
       group_size: most points at a time; None: all. Points of one group see each other, those of different
@@ -125,7 +129,7 @@ def track_clip(
         np.asarray(query_tyx, np.float32) if anywhere else check_queries(query_tyx, config.image_size, length)
     )
     runtime = runtime or TAPNextRuntime()
-    params = cast_params(params, runtime.compute_dtype)
+    params = prepare_params(params, runtime.compute_dtype)
     chunk = min(chunk, length)
 
     def forward(start: int) -> np.ndarray:
@@ -137,7 +141,8 @@ def track_clip(
     starts, first = range(0, length, chunk), np.trunc(rows[:, 0]).astype(int)
     parts = []
     for group, in_use in _groups(rows, group_size, fill):
-        run = functools.partial(_run, config, runtime, radius, params, in_use=in_use, chunk=chunk)
+        # While the device is busy with a chunk the host reads and sends the next.
+        run = functools.partial(_run, config, runtime, radius, params, in_use=in_use, chunk=chunk, ahead=1)
         found = _joined(run(map(forward, starts), group))
         if both_ways and first.any():
             turned = group.copy()
@@ -177,10 +182,10 @@ def track_stream(
     _check_sizes(None, chunk)
     rows = check_queries(query_tyx, config.image_size)
     runtime = runtime or TAPNextRuntime()
-    params = cast_params(params, runtime.compute_dtype)
+    params = prepare_params(params, runtime.compute_dtype)
     first, done = np.trunc(rows[:, 0]).astype(int), 0
     batches = map(np.stack, itertools.batched(video, chunk))
-    for raw in _run(config, runtime, radius, params, batches, rows, in_use=None, chunk=chunk):
+    for raw in _run(config, runtime, radius, params, batches, rows, in_use=None, chunk=chunk, ahead=0):
         frames = raw.certainty.shape[1]
         yield _known(raw, _since(first, done, frames))
         done += frames
@@ -196,22 +201,36 @@ def _run(
     *,
     in_use: Array | None,
     chunk: int,
+    ahead: int,
 ) -> Iterator[_Raw]:
-    """What the model says of each chunk. A short one, the last, is filled up: nothing is compiled anew."""
+    """What the model says of each chunk. A short one, the last, is filled up: nothing is compiled anew.
+
+    Args:
+      ahead: chunks that are sent to the device before the results of an earlier one are waited for.
+    """
     state: TAPNextState | None = None
+    sent: collections.deque[tuple[tuple[Array, Array, Array], int]] = collections.deque()
+
+    def received() -> _Raw:
+        found, count = sent.popleft()
+        return _Raw(*(np.asarray(leaf)[0][:, :count] for leaf in found))
+
     for frames in chunks:
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"the video gave an array of shape {frames.shape}, not [T, height, width, 3]")
         if state is None:
-            dtype = jnp.dtype(runtime.compute_dtype)
-            size = (frames.shape[1], frames.shape[2])
-            state = init_state(config, jnp.asarray(query_tyx)[None], image_size=size, dtype=dtype)
+            dtype, size = jnp.dtype(runtime.compute_dtype), (frames.shape[1], frames.shape[2])
+            state = _start_program()(config, query_tyx[None], image_size=size, dtype=dtype)
         count = len(frames)
         if count < chunk:
             frames = np.concatenate([frames, np.repeat(frames[-1:], chunk - count, axis=0)])
-        found, state = _step(config, runtime, radius, params, jnp.asarray(frames)[None], state, in_use)
-        yield _Raw(*(np.asarray(leaf[0])[:, :count] for leaf in found))
+        found, state = _step_program()(config, runtime, radius, params, frames[None], state, in_use)
+        sent.append((found, count))
+        if len(sent) > ahead:
+            yield received()
+    while sent:
+        yield received()
 
 
 def _groups(rows: np.ndarray, group_size: int | None, fill: int) -> Iterator[tuple[np.ndarray, Array | None]]:
@@ -245,7 +264,7 @@ def _known(raw: _Raw, known: np.ndarray) -> Tracks:
     logits = np.where(known, raw.visible_logits, np.nan)
     return Tracks(
         tracks_yx=np.where(known[..., None], raw.tracks_yx, np.nan),
-        visible=np.asarray(is_visible(jnp.asarray(raw.visible_logits))) & known,
+        visible=np.asarray(is_visible(raw.visible_logits)) & known,
         certainty=np.where(known, raw.certainty, np.nan),
         visible_logits=logits,
     )

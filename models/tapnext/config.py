@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, Self
 
-from models.common.config import VIT_SIZES, VideoRuntime, one_of, require
+from models.common.config import VIT_SIZES, VideoRuntime, one_of, require, vit_size
 from models.common.vit import NORM_EPS, Grid, grid_of
 
 Numerics = Literal["jax", "torch"]
@@ -126,9 +126,7 @@ class TAPNextConfig:
         Raises:
           ValueError: unknown size, or a field with a wrong value.
         """
-        require(size in VIT_SIZES, "size", size, f"one of {list(VIT_SIZES)}")
-        width, depth, mlp_size, heads = VIT_SIZES[size]
-        fields = {"width": width, "depth": depth, "mlp_size": mlp_size, "num_heads": heads}
+        fields: dict[str, Any] = dict(vit_size(size))
         if size == "S":
             fields["lru_width"] = VIT_SIZES["B"][0]
         return cls(**fields | options)

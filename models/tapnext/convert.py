@@ -7,14 +7,22 @@ directions are exact. Files are read without PyTorch, and nothing in them is exe
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from models.common.official import Arrays, read_leaves, read_npz, save_npz, square_grid, write_leaves
-from models.common.params import check_params, flatten_names, list_differences
+from models.common.official import (
+    Arrays,
+    naming_file,
+    read_exactly,
+    read_npz,
+    save_npz,
+    shape_of,
+    square_grid,
+    write_leaves,
+)
+from models.common.params import check_params, flatten_names
 from models.common.shapes import Params
 from models.common.torch_pickle import read_tensors
 from models.common.vit import Grid
@@ -51,11 +59,8 @@ def from_official(flat: Arrays, config: TAPNextConfig | None = None) -> Params:
     """
     flat = _as_npz(flat)
     config = config or config_from_official(flat, grid=_any_grid(flat))
-    specs = param_specs(config)
-    expected = {spec.official: spec.stored_shape for spec in specs.values()}
-    if difference := list_differences(expected, {name: array.shape for name, array in flat.items()}):
-        raise ValueError(f"the arrays are not those of this TAPNextConfig (names of the npz):\n{difference}")
-    return read_leaves(specs, flat)
+    refusal = "the arrays are not those of this TAPNextConfig (names of the npz)"
+    return read_exactly(param_specs(config), flat, refusal)
 
 
 def to_official(
@@ -184,11 +189,9 @@ def load_official(
       ValueError: a damaged or refused file, or arrays that are not the config's (differences listed).
     """
     flat = read_official(path)
-    try:
+    with naming_file(path):
         config = config or config_from_official(flat, **options)
         return config, from_official(flat, config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def read_official(path: str | Path) -> dict[str, np.ndarray]:
@@ -225,13 +228,4 @@ def _depth(flat: Arrays) -> int:
 
 
 def _shape(flat: Arrays, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in flat:
-        raise ValueError(f"no array {name!r}: not a TAPNext checkpoint (found {_some(flat)})")
-    if flat[name].ndim != ndim:
-        raise ValueError(f"{name} has shape {flat[name].shape}; {ndim} axes were expected")
-    return flat[name].shape
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
+    return shape_of(flat, name, ndim, "TAPNext")

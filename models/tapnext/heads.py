@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from models.common.layers import at_least_float32, linear
 from models.common.shapes import Params
 from models.common.vit import gelu, layer_norm
 from models.tapnext.config import TAPNextConfig
+
+Anywhere = Array | np.ndarray
 
 
 class Readout(NamedTuple):
@@ -130,9 +133,12 @@ def certainty(
 
 
 def is_visible(
-    visible_logits: Float[Array, "*B"], certainty: Float[Array, "*B"] | None = None
-) -> Bool[Array, "*B"]:
-    """Visibility logit > 0; gated by certainty: sigmoid(v) certainty > 0.5."""
+    visible_logits: Float[Anywhere, "*B"], certainty: Float[Array, "*B"] | None = None
+) -> Bool[Anywhere, "*B"]:
+    """Visibility logit > 0; gated by certainty: sigmoid(v) certainty > 0.5.
+
+    Without certainty, logits on the host are judged there.
+    """
     if certainty is None:
         return visible_logits > 0
     return jax.nn.sigmoid(visible_logits) * certainty > 0.5

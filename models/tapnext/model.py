@@ -7,13 +7,14 @@ frame, tracks read off the points' tokens.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
+from models.common.joined import expected_shapes
 from models.common.layers import linear
-from models.common.params import as_module, check_params, layer_keys
+from models.common.module import ModelModule
+from models.common.params import check_params, layer_keys
 from models.common.rglru import RecurrentState, frame_positions, residual_block
 from models.common.shapes import Params
 from models.common.sharding import constrain, gathered
@@ -85,7 +86,8 @@ def block(
     positions: Int[Array, "B T"],
     mask: TokenMask | None = None,
     state: RecurrentState | None = None,
-) -> tuple[Float[Array, "B T P D"], RecurrentState]:
+    asked: int | None = None,
+) -> tuple[Float[Array, "B T asked D"], RecurrentState]:
     """One layer: the recurrent block along every token's time, then the ViT block in every frame (sheet 1.4).
 
     Args:
@@ -93,6 +95,7 @@ def block(
       positions: frames since the start of the clip.
       mask: which tokens each token attends to; None: all of the frame.
       state: the layer's memory of earlier calls.
+      asked: how many of the tokens, the last ones, are returned; None: all.
 
     Returns:
       (tokens in x's dtype, the layer's memory after the call).
@@ -108,6 +111,7 @@ def block(
         runtime.attention_implementation,
         mask=mask,
         approximate=config.approximate_gelu,
+        asked=asked,
     )
     return x, state
 
@@ -123,7 +127,7 @@ def encode(
     states: LayerStates | None = None,
     layers: bool = False,
 ) -> tuple[PointFeatures, LayerStates | None]:
-    """All layers.
+    """All layers. Of the last one only the points are computed where it ends: nothing reads the image there.
 
     Args:
       params: the layers' groups by name.
@@ -139,26 +143,34 @@ def encode(
     def read(x: Array) -> Array | None:
         return points(x) if layers else None
 
+    *names, last = layer_keys(params)
     if states is None:
 
-        def layer(params: Params, x: Array, context: tuple[Array, Array | None], key: None) -> Array:
-            return block(config, runtime, params, x, *context)[0]
+        def run(names: list[str], x: Array, scan: bool, asked: int | None) -> tuple[Array, Array | None]:
+            def layer(params: Params, x: Array, context: tuple[Array, Array | None], key: None) -> Array:
+                return block(config, runtime, params, x, *context, asked=asked)[0]
 
-        x, kept = read_layers(
-            layer,
-            params,
-            x,
-            (positions, mask),
-            read=read,
-            remat=runtime.remat,
-            scan=runtime.scan_layers,
-            saved=RESIDUAL_NAMES,
-        )
+            return read_layers(
+                layer,
+                {str(index): params[name] for index, name in enumerate(names)},
+                x,
+                (positions, mask),
+                read=read,
+                remat=runtime.remat,
+                scan=scan,
+                saved=RESIDUAL_NAMES,
+            )
+
+        x, before = run(names, x, runtime.scan_layers, None) if names else (x, None)
+        x, kept = run([last], x, False, tracks)
+        if kept is not None and before is not None:
+            kept = jnp.concatenate([before, kept])
         return PointFeatures(points(x), kept), None
     # One layer after the other whatever `scan_layers` says: a scan would copy the memory at every step.
     after, every = {}, []
-    for name in layer_keys(params):
-        x, after[name] = block(config, runtime, params[name], x, positions, mask, states[name])
+    for name in (*names, last):
+        asked = tracks if name == last else None
+        x, after[name] = block(config, runtime, params[name], x, positions, mask, states[name], asked)
         every.append(points(x))
     return PointFeatures(every[-1], jnp.stack(every) if layers else None), after
 
@@ -224,7 +236,7 @@ def apply(
     depends a little on which others are asked for. Under a mesh, everything is split over the batch.
 
     Args:
-      params: canonical tree (`init_params`, `convert.load_official`).
+      params: canonical tree (`init_params`, `convert.load_official`), or made from one by `prepare_params`.
       video: [B, T, height, width, 3], RGB in [-1, 1], or uint8. Height and width may be other multiples of
         the patch size than the native ones: positions are resampled, and queries and tracks stay in native
         pixels, so callers scale them.
@@ -245,7 +257,7 @@ def apply(
       ValueError: parameters that are not this config's (differences listed), wrong shapes, neither queries
         nor a state, or a state of another batch, number of tracks or resolution.
     """
-    check_params(param_specs(config), params, config)
+    check_params(expected_shapes(param_specs(config), params), params, config)
     queries = _queries(query_tyx, query_valid, state)
     _check(config, video, queries, state, reset, in_use)
     mask = None
@@ -319,46 +331,13 @@ def count_patches(config: TAPNextConfig, video: Video) -> int:
     return rows * columns
 
 
-class TAPNext(nnx.Module):
+class TAPNext(ModelModule[TAPNextConfig, TAPNextRuntime]):
     """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
 
     Made for NNX's tree mode: no shared references, no lifted transforms. Take `model.params()` to train.
     """
 
-    def __init__(
-        self,
-        config: TAPNextConfig,
-        runtime: TAPNextRuntime | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-        params: Params | None = None,
-    ):
-        """Makes a model with fresh parameters from `rngs`, or around existing ones.
-
-        Args:
-          config, runtime: what the model is, and how it is run.
-          rngs: source of the initial parameters (stream "params").
-          params: canonical tree, for instance from `convert.load_official`.
-
-        Raises:
-          ValueError: neither or both of rngs and params, or params of another config.
-        """
-        if (rngs is None) == (params is None):
-            raise ValueError(
-                "TAPNext needs exactly one of rngs (fresh parameters) and params (existing ones)"
-            )
-        if params is None:
-            assert rngs is not None
-            params = init_params(config, rngs.params())
-        check_params(param_specs(config), params, config)
-        self.config = config
-        self.runtime = runtime or TAPNextRuntime()
-        for name, group in params.items():
-            setattr(self, name, as_module(group))
-
-    def params(self) -> Params:
-        """The parameters as a pure dict by canonical names."""
-        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    _specs, _init, _runtime = staticmethod(param_specs), staticmethod(init_params), TAPNextRuntime
 
     def __call__(
         self,

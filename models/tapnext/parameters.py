@@ -9,20 +9,20 @@ import math
 from jax.typing import DTypeLike
 
 from models.common import params as trees
-from models.common.params import unflatten_names
-from models.common.rglru import residual_block_specs
-from models.common.shapes import Params
-from models.common.vit import (
+from models.common.params import (
     Init,
-    Key,
     ParamSpec,
+    count,
     grouped,
     initialize,
     lecun_normal,
     linear_specs,
+    logical_axes,
     norm_specs,
-    vit_block_specs,
 )
+from models.common.rglru import residual_block_specs
+from models.common.shapes import Key, Params
+from models.common.vit import patch_specs, position_spec, vit_block_specs
 from models.tapnext.config import TAPNextConfig
 
 HEADS = ("coordinate_head", "visible_head")
@@ -44,20 +44,15 @@ def layer_specs(config: TAPNextConfig, layer: int) -> dict[str, ParamSpec]:
 
 
 def _token_specs(config: TAPNextConfig) -> dict[str, ParamSpec]:
-    width, (height, columns) = config.width, config.patch_size
-    pixels = height * columns * 3
-    shapes = ((1, height, columns, 3, width), None)
-    patch = linear_specs(
-        pixels, width, (None, "embed"), lecun_normal(pixels), "backbone/embedding", shapes=shapes
-    )
+    width = config.width
     init = Init("normal", width**-0.5)
 
     def token(name: str, *ones: int) -> ParamSpec:
         return ParamSpec((width,), ("norm",), init, f"backbone/{name}", (*ones, width))
 
-    table = (config.num_patches, width)
-    return grouped({"image/patch": patch}) | {
-        "image/positions": ParamSpec(table, (None, "embed"), init, "backbone/pos_embedding", (1, *table)),
+    return {
+        **grouped({"image/patch": patch_specs(config.patch_size, width, "backbone/embedding")}),
+        "image/positions": position_spec(config.grid, width, "backbone/pos_embedding"),
         "points/query": token("point_query_token", 1, 1, 1),
         "points/mask": token("mask_token", 1, 1, 1),
         "points/unknown": token("unknown_token", 1, 1),
@@ -107,7 +102,7 @@ def init_params(config: TAPNextConfig, key: Key) -> Params:
 
 def param_axes(config: TAPNextConfig) -> Params:
     """Tree like the parameters whose leaves are tuples of logical axis names (see `ShardingRules`)."""
-    return unflatten_names({name: spec.axes for name, spec in param_specs(config).items()})
+    return logical_axes(param_specs(config))
 
 
 def cast_params(params: Params, dtype: DTypeLike) -> Params:
@@ -118,7 +113,7 @@ def cast_params(params: Params, dtype: DTypeLike) -> Params:
 
 def count_params(config: TAPNextConfig) -> int:
     """Number of parameters."""
-    return sum(math.prod(spec.shape) for spec in param_specs(config).values())
+    return count(param_specs(config))
 
 
 def flops_per_clip(

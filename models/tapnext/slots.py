@@ -11,6 +11,7 @@ the slots are there from the first frame on, S for points and one more, the virg
 - Filling a slot copies the virgin's memory into it. So it goes on exactly, bit for bit, as a late query for
   that frame that was there from the start.
 - Moving a slot feeds it the query token again and keeps its memory: a further hint for the same point.
+- Behind the virgin slot lie free ones that fill the tokens of a frame up to a multiple of `ALIGNMENT`.
 
 All functions are pure, of fixed shapes, for `jax.jit`; `models.tapnext.tracker.SlotTracker` is what to use.
 """
@@ -24,19 +25,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.common.rglru import RecurrentState
 from models.common.shapes import Params
-from models.common.vit import Grid
+from models.common.vit import Grid, grid_of
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime
 from models.tapnext.heads import Readout, read_out
 from models.tapnext.model import TokenMask, Video, count_patches, point_features
 from models.tapnext.queries import NEVER, is_pending
 from models.tapnext.state import TAPNextState, init_state
 
+# Of 1,281 tokens XLA for GPUs pads what enters every product, in a kernel of its own, and cuts the results.
+ALIGNMENT = 8
+
 
 class SlotState(NamedTuple):
     """Memory of a tracker of B streams with S slots.
 
     Attributes:
-      model: the model's, for S + 1 tracks with one hint each; the last is the virgin slot.
+      model: the model's, for S + 1 tracks or some more, with one hint each; track S is the virgin slot.
       in_use: [B, S].
     """
 
@@ -60,19 +64,21 @@ def init_slots(
     for name, value in (("slots", slots), ("batch", batch)):
         if value < 1:
             raise ValueError(f"{name} = {value}; it must be at least 1")
-    never = jnp.zeros((batch, slots + 1, 3)).at[..., 0].set(NEVER)
+    rows, columns = grid_of(image_size or config.image_size, config.patch_size)
+    tracks = slots + 1 + -(rows * columns + slots + 1) % ALIGNMENT
+    never = jnp.zeros((batch, tracks, 3)).at[..., 0].set(NEVER)
     model = init_state(config, never, image_size=image_size, dtype=dtype)
     return SlotState(model, jnp.zeros((batch, slots), bool))
 
 
 def slot_mask(state: SlotState, patches: int, positions: Int[Array, "B T"]) -> TokenMask:
     """Which tokens see which, [B, T, P, P]: the rules at the head of this module."""
-    slots = state.in_use.shape[1]
+    slots, tracks = state.in_use.shape[1], state.model.queries.frame.shape[1]
     pending = is_pending(state.model.queries, positions)[:, :, :slots] & state.in_use[:, None]
     alone = ~jnp.any(pending, axis=-1)
     keys = jnp.pad(state.in_use, ((0, 0), (patches, 0)), constant_values=True)
-    keys = jnp.pad(keys, ((0, 0), (0, 1)))
-    virgin = jnp.arange(keys.shape[1]) == keys.shape[1] - 1
+    keys = jnp.pad(keys, ((0, 0), (0, tracks - slots)))
+    virgin = jnp.arange(keys.shape[1]) == patches + slots
     itself = virgin[:, None] & virgin[None, :]
     return keys[:, None, None, :] | (alone[:, :, None, None] & itself)
 
@@ -121,17 +127,17 @@ def edit_slots(
       move: the slot is given a place in the next frame and keeps its memory.
       free: nothing attends to the slot any more.
     """
-    slots = state.in_use.shape[1]
+    slots, tracks = state.in_use.shape[1], state.model.queries.frame.shape[1]
 
     def refilled(leaf: Array, axis: int) -> Array:
-        """The virgin's row, the last along the axis of tokens, over those of the filled slots."""
-        rows = jax.lax.slice_in_dim(leaf, leaf.shape[axis] - slots - 1, None, axis=axis)
-        virgin = jax.lax.slice_in_dim(rows, slots, None, axis=axis)
-        points = jax.lax.slice_in_dim(rows, 0, slots, axis=axis)
+        """The virgin's row along the axis of tokens, over those of the filled slots."""
+        first = leaf.shape[axis] - tracks
+        virgin = jax.lax.slice_in_dim(leaf, first + slots, first + slots + 1, axis=axis)
+        points = jax.lax.slice_in_dim(leaf, first, first + slots, axis=axis)
         shape = [1] * leaf.ndim
         shape[0], shape[axis] = fill.shape
         points = jnp.where(fill.reshape(shape), virgin, points)
-        return jax.lax.dynamic_update_slice_in_dim(leaf, points, leaf.shape[axis] - slots - 1, axis)
+        return jax.lax.dynamic_update_slice_in_dim(leaf, points, first, axis)
 
     layers = {
         name: RecurrentState(refilled(layer.lru, 1), refilled(layer.conv, 2))

@@ -1,20 +1,19 @@
 """A tracker for users: points in one stream of frames, added, corrected and dropped as it runs."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kernels.common.compiler import jit_for_target
 from models.common.shapes import Params
 from models.common.vit import Grid
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime
 from models.tapnext.heads import certainty, is_visible
+from models.tapnext.inference import prepare_params
 from models.tapnext.model import Video
-from models.tapnext.parameters import cast_params
 from models.tapnext.queries import NEVER, check_queries
 from models.tapnext.slots import SlotState, advance, edit_slots, init_slots
 
@@ -35,12 +34,6 @@ class SlotTracks(NamedTuple):
     visible_logits: np.ndarray
 
 
-_edit = jax.jit(edit_slots, donate_argnums=0)
-
-
-# The memory is updated in place. Config, runtime and radius are hashable: one program for all trackers of one
-# resolution, number of slots and number of frames per call.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _step(
     config: TAPNextConfig,
     runtime: TAPNextRuntime,
@@ -48,11 +41,20 @@ def _step(
     params: Params,
     video: Video,
     state: SlotState,
-) -> tuple[Array, Array, Array, SlotState]:
+) -> tuple[Array, SlotState]:
+    """([S, T, 4] (y, x), certainty, visibility logit, NaN where nothing is tracked; the memory)."""
     readout, tracked, state = advance(config, runtime, params, video, state)
     sure = certainty(config, readout.track_logits, readout.tracks_yx, radius)
-    tracks = jnp.where(tracked[..., None], readout.tracks_yx, jnp.nan)
-    return tracks, readout.visible_logits, jnp.where(tracked, sure, jnp.nan), state
+    # One array: fetching one takes as long as the step of a small model.
+    found = jnp.concatenate([readout.tracks_yx, sure[..., None], readout.visible_logits[..., None]], axis=-1)
+    return jnp.where(tracked[..., None], found, jnp.nan)[0], state
+
+
+_edit_program = jit_for_target(edit_slots, donate_argnums=0)
+# Config, runtime and radius are hashable: one program for all trackers of one resolution, number of slots and
+# number of frames per call. The memory is not donated: a program that updates the last inputs of the
+# convolutions in place copies them first.
+_step_program = jit_for_target(_step, static_argnums=(0, 1, 2))
 
 
 class SlotTracker:
@@ -81,7 +83,7 @@ class SlotTracker:
         """Makes a tracker before its first frame, all slots free.
 
         Args:
-          params: canonical tree of `config`; cast once to the runtime's compute dtype.
+          params: canonical tree of `config`, or what `prepare_params` made of it, which saves doing so here.
           slots: S, the most points at a time. All are computed, used or not.
           image_size: (height, width) of the frames, if it is not the native one.
           radius: of `SlotTracks.certainty`, pixels.
@@ -92,7 +94,7 @@ class SlotTracker:
         self.config, self.runtime = config, runtime or TAPNextRuntime()
         self.image_size, self.radius = tuple(image_size or config.image_size), float(radius)
         self.frame = 0
-        self._params = cast_params(params, self.runtime.compute_dtype)
+        self._params = prepare_params(params, self.runtime.compute_dtype)
         self._in_use = np.zeros(slots, bool)
         self._state = init_slots(
             config, slots, image_size=image_size, dtype=jnp.dtype(self.runtime.compute_dtype)
@@ -110,7 +112,7 @@ class SlotTracker:
 
     @property
     def state(self) -> SlotState:
-        """The memory; the next call consumes it."""
+        """The memory after the last call; filling, moving or freeing slots consumes it."""
         return self._state
 
     def add(self, query_tyx: Any) -> np.ndarray:
@@ -195,17 +197,16 @@ class SlotTracker:
                 f"video has shape {video.shape}; this tracker takes [T, {self.image_size[0]},"
                 f" {self.image_size[1]}, 3] with T >= 1"
             )
-        tracks, logits, sure, self._state = _step(
-            self.config, self.runtime, self.radius, self._params, jnp.asarray(video)[None], self._state
+        found, self._state = _step_program()(
+            self.config, self.runtime, self.radius, self._params, video[None], self._state
         )
         self.frame += len(video)
-        tracks, logits, sure = (np.asarray(x[0]) for x in (tracks, logits, sure))
-        known = ~np.isnan(sure)
+        tracks, sure, logits = np.split(np.asarray(found), (2, 3), axis=-1)
         return SlotTracks(
             tracks_yx=tracks,
-            visible=np.asarray(is_visible(jnp.asarray(logits))) & known,
-            certainty=sure,
-            visible_logits=np.where(known, logits, np.nan),
+            visible=np.asarray(is_visible(logits[..., 0])),  # NaN is not
+            certainty=sure[..., 0],
+            visible_logits=logits[..., 0],
         )
 
     def _index(self, slots: Sequence[int] | np.ndarray, count: int | None) -> np.ndarray:
@@ -229,4 +230,4 @@ class SlotTracker:
         if yx is not None:
             places[0, index] = yx
         arguments = (frames, places, flags["fill"], flags["move"], flags["free"])
-        self._state = _edit(self._state, *map(jnp.asarray, arguments))
+        self._state = _edit_program()(self._state, *arguments)

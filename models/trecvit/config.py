@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal, Self
 
-from models.common.config import VIT_SIZES, VideoRuntime, one_of, require
+from models.common.config import VIT_SIZES, VideoRuntime, one_of, require, vit_size
 from models.common.vit import Grid, grid_of
 
 Pool = Literal["tok", "gap"]
@@ -135,9 +135,8 @@ class TRecViTConfig:
         Raises:
           ValueError: unknown size, or a field with a wrong value.
         """
-        require(size in VIT_SIZES, "size", size, f"one of {list(VIT_SIZES)}")
-        width, depth, mlp_size, heads = VIT_SIZES[size]
-        return cls(**{"width": width, "depth": depth, "mlp_size": mlp_size, "num_heads": heads} | options)
+        fields: dict[str, Any] = {**vit_size(size), **options}
+        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)

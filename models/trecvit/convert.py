@@ -6,7 +6,6 @@ classifier; of `trecvit_B_mae.npz` the decoder's names were never published, so 
 read and the rest is reported.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from models.common.official import Arrays, read_leaves, read_npz, save_npz, square_grid, write_leaves
-from models.common.params import check_params, flatten_names, list_differences, unflatten_names
+from models.common.official import (
+    Arrays,
+    naming_file,
+    read_exactly,
+    read_npz,
+    save_npz,
+    shape_of,
+    square_grid,
+    write_leaves,
+)
+from models.common.params import ParamSpec, check_params, flatten_names, unflatten_names
 from models.common.shapes import Params
-from models.common.vit import Grid, ParamSpec, resize_positions
+from models.common.vit import Grid, resize_positions
 from models.trecvit.config import TRecViTConfig
 from models.trecvit.parameters import param_specs
 
@@ -40,10 +48,7 @@ def from_official(flat: Arrays, config: TRecViTConfig) -> Params:
         head that no official file has (use `encoder_from_official`).
     """
     specs = _official_specs(config)
-    expected = {spec.official: spec.stored_shape for spec in specs.values()}
-    if difference := list_differences(expected, {name: array.shape for name, array in flat.items()}):
-        raise ValueError(f"the arrays are not those of this TRecViTConfig (official names):\n{difference}")
-    return read_leaves(specs, flat)
+    return read_exactly(specs, flat, "the arrays are not those of this TRecViTConfig (official names)")
 
 
 def to_official(
@@ -92,10 +97,8 @@ def encoder_from_official(
     found = {name: array for name, array in flat.items() if name.startswith(_ENCODER)}
     if config.positions == "learn" and _POSITIONS in found:
         found[_POSITIONS] = _resized(found[_POSITIONS], grid, config)
-    expected = {spec.official: spec.stored_shape for spec in specs.values()}
-    if difference := list_differences(expected, {name: array.shape for name, array in found.items()}):
-        raise ValueError(f"the arrays are not the encoder of this TRecViTConfig:\n{difference}")
-    loaded = flatten_names(params) | flatten_names(read_leaves(specs, found))
+    encoder = read_exactly(specs, found, "the arrays are not the encoder of this TRecViTConfig")
+    loaded = flatten_names(params) | flatten_names(encoder)
     return unflatten_names(loaded), sorted(set(flat) - set(found))
 
 
@@ -151,21 +154,12 @@ def config_from_official(flat: Arrays, grid: Grid | None = None, **options: Any)
 
 
 def _shape(flat: Arrays, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in flat:
-        raise ValueError(f"no array {name!r}: not a TRecViT checkpoint (found {_some(flat)})")
-    if flat[name].ndim != ndim:
-        raise ValueError(f"{name} has shape {flat[name].shape}; {ndim} axes were expected")
-    return flat[name].shape
+    return shape_of(flat, name, ndim, "TRecViT")
 
 
 def _depth(flat: Arrays) -> int:
     numbers = {name.split("/")[1] for name in flat if name.startswith("encoder/encoderblock_")}
     return len(numbers)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
 
 
 def load_official(
@@ -186,11 +180,9 @@ def load_official(
       ValueError: a damaged or refused file, or arrays that are not the config's (differences listed).
     """
     flat = read_npz(path)
-    try:
+    with naming_file(path):
         config = config or config_from_official(flat, **options)
         return config, from_official(flat, config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def save_official(path: str | Path, params: Params, config: TRecViTConfig) -> None:

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from kernels.linear_scan import linear_scan
 from models.common.layers import at_least_float32, linear
-from models.common.shapes import Params
+from models.common.shapes import Key, Params
 from models.common.sharding import gathered, per_shard
-from models.common.vit import Key, dropout, layer_norm, mlp
+from models.common.vit import dropout, layer_norm, mlp
 from models.trecvit.config import TRecViTConfig, TRecViTRuntime
 from models.trecvit.state import ReadoutState
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from models.common.official import Arrays, read_leaves, square_grid
-from models.common.params import check_params, flatten_names, list_differences, unflatten_names
+from models.common.official import Arrays, read_exactly, square_grid
+from models.common.params import ParamSpec, check_params, flatten_names, unflatten_names
 from models.common.shapes import Params
-from models.common.vit import Grid, ParamSpec, resize_positions
+from models.common.vit import Grid, resize_positions
 from models.trecvit.config import TRecViTConfig
 from models.trecvit.parameters import param_specs
 
@@ -80,7 +80,7 @@ def from_imagenet(
     check_params(param_specs(config), params, config)
     found, unused = _by_official_names(flat, config)
     specs = {name: spec for name, spec in param_specs(config).items() if _is_spatial(spec)}
-    expected = {spec.official: spec.stored_shape for spec in specs.values()}
+    expected = {spec.official for spec in specs.values()}
     table, kernel = found.get("tokenizer/pos_embedding"), found.get("tokenizer/embedding/kernel")
     if table is not None and table.ndim == 3:
         found["tokenizer/pos_embedding"] = _fitted(table, "tokenizer/cls" in found, grid, config)
@@ -93,9 +93,8 @@ def from_imagenet(
     for name in ignored:  # a model with fixed positions, or without a class token
         if found.pop(name, None) is not None:
             unused.append(name)
-    if difference := list_differences(expected, {name: array.shape for name, array in found.items()}):
-        raise ValueError(f"the ViT is not the spatial half of this TRecViTConfig:\n{difference}")
-    loaded = flatten_names(params) | flatten_names(read_leaves(specs, found))
+    spatial = read_exactly(specs, found, "the ViT is not the spatial half of this TRecViTConfig")
+    loaded = flatten_names(params) | flatten_names(spatial)
     fresh = [name for name in param_specs(config) if name not in specs]
     return Imported(unflatten_names(loaded), fresh, sorted(unused))
 

@@ -14,23 +14,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from models.common.layers import at_least_float32, linear
-from models.common.params import check_params, unflatten_names
-from models.common.rglru import RecurrentState, frame_positions
-from models.common.shapes import Params
-from models.common.sharding import constrain, gathered, per_shard
-from models.common.vit import (
+from models.common.params import (
     Init,
-    Key,
     ParamSpec,
-    as_float,
+    check_params,
     grouped,
     initialize,
     lecun_normal,
     linear_specs,
+    logical_axes,
     norm_specs,
-    patchify,
-    sincos_positions,
 )
+from models.common.rglru import RecurrentState, frame_positions
+from models.common.shapes import Key, Params
+from models.common.sharding import constrain, gathered, per_shard
+from models.common.vit import as_float, patchify, sincos_positions
 from models.trecvit.config import MAEConfig, TRecViTRuntime
 from models.trecvit.model import Video, check_video, encode, tokenize
 from models.trecvit.parameters import layer_specs, own, param_specs
@@ -78,7 +76,7 @@ def init_mae_params(config: MAEConfig, key: Key) -> Params:
 
 def mae_param_axes(config: MAEConfig) -> Params:
     """Tree like the parameters whose leaves are tuples of logical axis names."""
-    return unflatten_names({name: spec.axes for name, spec in mae_param_specs(config).items()})
+    return logical_axes(mae_param_specs(config))
 
 
 def init_mae_state(config: MAEConfig, batch: int, dtype: DTypeLike = jnp.float32) -> MAEState:

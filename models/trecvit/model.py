@@ -7,26 +7,18 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.layers import linear
-from models.common.params import as_module, check_params, layer_keys
+from models.common.module import ModelModule
+from models.common.params import ParamSpec, check_params, layer_keys
 from models.common.rglru import RecurrentState, frame_positions, residual_block
-from models.common.shapes import Params
+from models.common.shapes import Key, Params
 from models.common.sharding import constrain, gathered
 from models.common.stack import run_layers
-from models.common.vit import (
-    Key,
-    ParamSpec,
-    as_float,
-    layer_norm,
-    patchify,
-    sincos_positions,
-    vit_block,
-)
+from models.common.vit import as_float, layer_norm, patchify, sincos_positions, vit_block
 from models.trecvit import heads
 from models.trecvit.config import TRecViTConfig, TRecViTRuntime
 from models.trecvit.parameters import init_params, param_specs
@@ -260,46 +252,13 @@ def _check(
     check_video(config, video, batch, reset, tubes)
 
 
-class TRecViT(nnx.Module):
+class TRecViT(ModelModule[TRecViTConfig, TRecViTRuntime]):
     """The model as a module. `nnx.split`, `nnx.state` and `jax.jit` see one `nnx.Param` per canonical name.
 
     Made for NNX's tree mode: no shared references, no lifted transforms. Take `model.params()` to train.
     """
 
-    def __init__(
-        self,
-        config: TRecViTConfig,
-        runtime: TRecViTRuntime | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-        params: Params | None = None,
-    ):
-        """Makes a model with fresh parameters from `rngs`, or around existing ones.
-
-        Args:
-          config, runtime: what the model is, and how it is run.
-          rngs: source of the initial parameters (stream "params").
-          params: canonical tree, for instance from `convert.load_official`.
-
-        Raises:
-          ValueError: neither or both of rngs and params, or params of another config.
-        """
-        if (rngs is None) == (params is None):
-            raise ValueError(
-                "TRecViT needs exactly one of rngs (fresh parameters) and params (existing ones)"
-            )
-        if params is None:
-            assert rngs is not None
-            params = init_params(config, rngs.params())
-        check_params(param_specs(config), params, config)
-        self.config = config
-        self.runtime = runtime or TRecViTRuntime()
-        for name, group in params.items():
-            setattr(self, name, as_module(group))
-
-    def params(self) -> Params:
-        """The parameters as a pure dict by canonical names."""
-        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+    _specs, _init, _runtime = staticmethod(param_specs), staticmethod(init_params), TRecViTRuntime
 
     def __call__(
         self,

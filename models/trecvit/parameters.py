@@ -7,23 +7,22 @@ so they cannot disagree.
 import dataclasses
 import math
 
-from models.common.params import mask_names, unflatten_names
-from models.common.rglru import residual_block_specs
-from models.common.shapes import Params
-from models.common.vit import (
+from models.common.params import (
     ZEROS,
-    Grid,
     Init,
-    Key,
     ParamSpec,
+    count,
     grouped,
     initialize,
     lecun_normal,
     linear_specs,
+    logical_axes,
+    mask_names,
     norm_specs,
-    resize_positions,
-    vit_block_specs,
 )
+from models.common.rglru import residual_block_specs
+from models.common.shapes import Key, Params
+from models.common.vit import Grid, patch_specs, position_spec, resize_positions, vit_block_specs
 from models.trecvit.config import TRecViTConfig
 
 
@@ -45,19 +44,10 @@ def layer_specs(config: TRecViTConfig, layer: int) -> dict[str, ParamSpec]:
 
 
 def _tokenizer_specs(config: TRecViTConfig) -> dict[str, ParamSpec]:
-    width, (height, columns) = config.width, config.patch_size
-    pixels = height * columns * 3
-    shapes = ((1, height, columns, 3, width), None)
-    patch = linear_specs(
-        pixels, width, (None, "embed"), lecun_normal(pixels), "tokenizer/embedding", shapes=shapes
-    )
-    specs = grouped({"tokenizer/patch": patch})
+    width = config.width
+    specs = grouped({"tokenizer/patch": patch_specs(config.patch_size, width, "tokenizer/embedding")})
     if config.positions == "learn":
-        shape = (config.num_patches, width)
-        init = Init("normal", width**-0.5)
-        specs["tokenizer/positions"] = ParamSpec(
-            shape, (None, "embed"), init, "tokenizer/pos_embedding", (1, *shape)
-        )
+        specs["tokenizer/positions"] = position_spec(config.grid, width, "tokenizer/pos_embedding")
     if config.pool == "tok":
         specs["tokenizer/cls"] = ParamSpec((width,), ("norm",), ZEROS, "tokenizer/cls", (1, 1, width))
     return specs
@@ -122,7 +112,7 @@ def init_params(config: TRecViTConfig, key: Key) -> Params:
 
 def param_axes(config: TRecViTConfig) -> Params:
     """Tree like the parameters whose leaves are tuples of logical axis names (see `ShardingRules`)."""
-    return unflatten_names({name: spec.axes for name, spec in param_specs(config).items()})
+    return logical_axes(param_specs(config))
 
 
 def head_mask(params: Params) -> Params:
@@ -132,7 +122,7 @@ def head_mask(params: Params) -> Params:
 
 def count_params(config: TRecViTConfig) -> int:
     """Number of parameters."""
-    return sum(math.prod(spec.shape) for spec in param_specs(config).values())
+    return count(param_specs(config))
 
 
 def resize_params(params: Params, config: TRecViTConfig, image_size: Grid) -> tuple[TRecViTConfig, Params]:

@@ -83,6 +83,15 @@ def writing(folder: Path, what: str) -> Iterator[None]:
         raise CheckpointError(describe_write_failure(error, folder, what)) from error
 
 
+@contextlib.contextmanager
+def bad_input(what: str = "") -> Iterator[None]:
+    """Turns an error about an input (a value, a file, a missing package) into a ConfigError; `what` leads."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"{what}: {error}" if what else str(error)) from error
+
+
 def run_main(main: Callable[..., Any], *args: Any) -> None:
     """Calls `main(*args)` and exits: 0, or an error's one line on stderr and its exit code."""
     try:

@@ -3,17 +3,20 @@
 `tasks.common.archives` reads them.
 """
 
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from tasks.common.archives import PackageError
 
 Manager = Literal["apt", "npm", "pip"]
+Say = Callable[[str], None]
 
 _TIMEOUT = 1800  # seconds
 
@@ -30,6 +33,25 @@ def find_package(manager: Manager, package: str, folder: Path) -> Path | None:
     wheel = re.sub(r"[-_.]+", "[-_.]", name)
     patterns = {"apt": f"{name}_*.deb", "npm": f"{name}-{version}.tgz", "pip": f"{wheel}-{version}-*.whl"}
     return max(folder.glob(patterns[manager]), default=None)
+
+
+def obtain(manager: Manager, package: str, folder: Path, otherwise: str, say: Say) -> tuple[Path, str]:
+    """A package that lies in `folder` or, if none does, is downloaded into it, and its SHA-256.
+
+    Args:
+      manager, package, folder: as in `find_package`.
+      otherwise: as in `download`.
+      say: told of a download before it begins.
+
+    Raises:
+      PackageError: as `download`.
+    """
+    path = find_package(manager, package, folder)
+    if path is None:
+        say("    downloading")
+        path = download(manager, package, folder, otherwise)
+    with path.open("rb") as file:
+        return path, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(manager: Manager, package: str, folder: Path, otherwise: str) -> Path:

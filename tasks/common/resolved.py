@@ -3,7 +3,6 @@ resume."""
 
 import datetime
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tasks.common.errors import ConfigError, writing
+from tasks.common.storage import write_json
 
 FILE_NAME = "config.json"
 _PACKAGES = (
@@ -41,19 +41,6 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill at any moment, sees the old or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
@@ -109,8 +96,7 @@ def save_resolved(
     }
     if jax.process_index() == 0:
         with writing(workdir, FILE_NAME):
-            workdir.mkdir(parents=True, exist_ok=True)
-            atomic_write(workdir / FILE_NAME, json.dumps(record, indent=2) + "\n")
+            write_json(workdir / FILE_NAME, record)
     return workdir / FILE_NAME
 
 
@@ -192,6 +178,11 @@ def diff_configs(
     ]
 
 
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = ()) -> str:
+    """`diff_configs` as lines of a message; "" if nothing differs."""
+    return "\n".join(f"  {difference}" for difference in diff_configs(old, new, free))
+
+
 def require_same(
     old: Mapping[str, Any], new: Mapping[str, Any], where: Path | str, free: Sequence[str] = FREE_KEYS
 ) -> None:
@@ -200,9 +191,7 @@ def require_same(
     Raises:
       ConfigError: names `where` and every differing key with both values.
     """
-    differences = diff_configs(old, new, free)
-    if differences:
-        lines = "\n".join(f"  {difference}" for difference in differences)
+    if lines := describe_differences(old, new, free):
         raise ConfigError(
             f"the checkpoint in {where} belongs to another config; use another --workdir, or undo:\n{lines}"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels.common.compiler import compiler_options
 from kernels.common.dispatch import target
 from models.common.sharding import ShardingRules, param_shardings
 from tasks.common.errors import ConfigError
@@ -174,23 +175,6 @@ def shared_step(key: Hashable, make: Callable[[], TrainStep]) -> TrainStep:
 @functools.lru_cache(maxsize=4)
 def _made(recipe: _Recipe) -> TrainStep:
     return recipe.make()
-
-
-def compiler_options() -> dict[str, Any]:
-    """How XLA compiles a training step on the platform there is.
-
-    On GPUs no matmul goes to Triton: cuBLAS is as fast at a model's sizes, choosing among Triton's tiles
-    takes minutes for layers that are not scanned, and what they might have absorbed is left unfused. Nor are
-    matmuls of one input merged: the slices that take the result apart cost more than reading the input again.
-    And what the program rounds to 16 bits is stored so, not in the float32 it came in and goes back to.
-    """
-    if target().platform != "gpu":
-        return {}
-    return {
-        "xla_gpu_enable_triton_gemm": False,
-        "xla_gpu_dot_merger_threshold_mb": 0,
-        "xla_allow_excess_precision": False,
-    }
 
 
 def _split_aux(aux: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

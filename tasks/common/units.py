@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
@@ -55,3 +55,33 @@ def run_units(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def run_missing(
+    function: Callable[[Any], Any],
+    units: Sequence[Any],
+    sizes: Sequence[int],
+    found: Mapping[int, Any],
+    workers: int | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[Any]:
+    """The results of all units, in order: `function(unit)` of those whose number is not among the `found`.
+
+    Args:
+        function, workers: see `run_units`.
+        units: picklable.
+        sizes: of the units, in whatever progress is counted in.
+        found: number -> result, of an earlier run.
+        progress: called with (size done, in all, of what was found).
+    """
+    results = dict(found)
+    done = kept = sum(sizes[number] for number in found)
+    if progress:
+        progress(done, sum(sizes), kept)
+    todo = [(number, unit) for number, unit in enumerate(units) if number not in results]
+    for number, result in run_units(function, todo, workers):
+        results[number] = result
+        done += sizes[number]
+        if progress:
+            progress(done, sum(sizes), kept)
+    return [results[number] for number in range(len(units))]

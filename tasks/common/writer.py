@@ -19,6 +19,7 @@ import jax
 
 from tasks.common.board import Board
 from tasks.common.errors import CheckpointError, ConfigError, writing
+from tasks.common.storage import atomic_write
 
 FILE_NAME = "metrics.jsonl"
 
@@ -75,12 +76,7 @@ def truncate_records(workdir: Path | str, step: int) -> list[dict[str, Any]]:
     kept = [record for record in read_records(workdir) if record.get("step", -1) < step]
     if path.exists():
         with writing(path.parent, FILE_NAME):
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from tasks.common.config import load_config, override_all, with_defaults
-from tasks.common.figures import smooth
+from tasks.common.figures import save, smooth
 from tasks.common.loop import fit
 from tasks.common.writer import read_records
 from tasks.lm.config import SCHEMA
@@ -139,5 +139,4 @@ def _plot(runs: Mapping[str, np.ndarray], path: Path, implementations: tuple[str
         axes.grid(True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=130)
+    save(figure, path)

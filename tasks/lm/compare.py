@@ -8,7 +8,6 @@ and without pruning, `acp_off.png`. --results writes a row for each run, for `la
 weights anew, on other text or lengths: `tasks.lm.eval --compare`.
 """
 
-import json
 import math
 import statistics
 from collections import Counter
@@ -24,7 +23,8 @@ from rich.table import Table
 from models import fox
 from tasks.common.config import load_resolved, make_parser
 from tasks.common.errors import ConfigError, run_main, writing
-from tasks.common.resolved import FREE_KEYS, atomic_write, diff_configs, provenance
+from tasks.common.resolved import FREE_KEYS, diff_configs, provenance
+from tasks.common.storage import write_json
 from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
 from tasks.lm.perlength import from_csv, perplexity_by_length, report_lengths
@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(dict(zip(names, runs, strict=True)), options.output)
     if options.results is not None:
         with writing(options.results.parent, options.results.name):
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.results, json.dumps(rows, indent=2) + "\n")
+            write_json(options.results, rows)
     _print(rows)
     for text in (describe_pruning_off(*pair) for pair in with_and_without_pruning(runs)):
         print(text)

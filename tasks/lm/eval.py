@@ -10,7 +10,6 @@ Options: `--help`, or README.md beside this file.
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -26,9 +25,9 @@ from kernels.forgetting_attention import TileConfig
 from models import fox
 from models.common.sharding import ShardingRules, param_shardings
 from tasks.common.config import CommandLine, make_parser, parse_command_line
-from tasks.common.errors import ConfigError, RunError, run_main, writing
+from tasks.common.errors import ConfigError, RunError, bad_input, run_main, writing
 from tasks.common.mesh import MeshConfig, make_mesh
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write, write_json
 from tasks.lm import perlength
 from tasks.lm.config import SCHEMA
 from tasks.lm.data import DataConfig, Documents, DocumentStarts, LMData, build
@@ -211,21 +210,17 @@ class Evaluation:
         if self.options.split == "all" and settings.source != "longcrawl64":
             settings = dataclasses.replace(settings, validation_fraction=0.0)
         own = run is not None and self.options.data is None
-        try:
+        with bad_input():
             return build(
                 settings,
                 self.train_length or self.length,
                 batch_size=run.train.batch_size if own and run is not None else 1,
             )
-        except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(str(error)) from error
 
     def _starts(self, length: int, least: int | None = None) -> DocumentStarts:
         ids = {"bos_id": self.data.tokenizer.bos_id, "pad_id": self.data.tokenizer.pad_id}
-        try:
+        with bad_input():
             starts = DocumentStarts(self.documents, length, min_tokens=least, **ids)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         if not len(starts):
             longest = int(self.documents.lengths.max()) if len(self.documents) else 0
             raise ConfigError(
@@ -297,7 +292,6 @@ class Evaluation:
     def _write_tables(self, report: Report) -> None:
         folder = self._folder(report.name)
         with writing(self.output, "the evaluation"):
-            folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / "per_position.csv", perlength.to_csv(report.positions, self.options.window))
             atomic_write(folder / "perplexity.csv", perlength.perplexity_csv(report.perplexities()))
 
@@ -321,7 +315,7 @@ class Evaluation:
                 log_x=self.options.log_x,
                 title=title,
             )
-            atomic_write(self.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_json(self.output / "summary.json", summary)
 
     def _track(self, items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         return track(items, description=f"  {what}", total=total, console=self.console, transient=True)

@@ -21,7 +21,7 @@ from tasks.common.errors import writing
 from tasks.common.job import Hook
 from tasks.common.mesh import put_whole_batch
 from tasks.common.progress import Progressing, no_progress
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write
 from tasks.lm import losses, perlength
 from tasks.lm.data import Examples
 from tasks.lm.plots import Curve, plot_positions
@@ -273,7 +273,6 @@ def write_positions(
     perplexities = perlength.perplexity_by_length(mean, perlength.report_lengths(len(mean)))
     if jax.process_index() == 0:
         with writing(report.folder, "the evaluation"):
-            report.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(report.folder / "per_position.csv", perlength.to_csv(positions, report.window))
             atomic_write(report.folder / "perplexity.csv", perlength.perplexity_csv(perplexities))
             curve = Curve(report.name, mean, positions.counts, report.train_length)

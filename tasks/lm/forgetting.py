@@ -14,7 +14,7 @@ from jaxtyping import Float
 from tasks.common.errors import writing
 from tasks.common.job import Hook
 from tasks.common.progress import Progressing, no_progress
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write
 from tasks.lm.data import Examples
 from tasks.lm.evaluators import Scorer, batches_of
 from tasks.lm.plots import plot_decay, plot_heat_map
@@ -145,7 +145,6 @@ def write_forgetting(found: Forgetting, folder: Path, tolerance: float | None) -
     """
     paths = [folder / "acp.csv"]
     with writing(folder, "the evaluation"):
-        folder.mkdir(parents=True, exist_ok=True)
         atomic_write(paths[0], forgetting_csv(found))
         if found.visited is not None:
             paths.append(folder / "acp.png")

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tasks.common.errors import writing
 from tasks.common.job import Hook
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write, write_json
 from tasks.common.writer import read_records
 from tasks.lm.config import LMConfig
 from tasks.lm.data import DocumentStarts, LMData
@@ -91,9 +91,7 @@ def make_callbacks(cfg: LMConfig, data: LMData, workdir: Path) -> tuple[Hook, ..
         if jax.process_index() == 0:
             text = "\n\n".join(f"{r.prompt}{r.text}" for r in results)
             with writing(workdir, "a sample"):
-                folder = workdir / "samples"
-                folder.mkdir(parents=True, exist_ok=True)
-                atomic_write(folder / f"step_{step:08d}.txt", text + "\n")
+                atomic_write(workdir / "samples" / f"step_{step:08d}.txt", text + "\n")
             print(f"--- sample at step {step} ---\n{results[0].prompt}{results[0].text}\n---", flush=True)
 
     hooks = [Hook("loss curve", plot)]
@@ -132,8 +130,7 @@ def _write_held_out(
         "nats_per_byte": {"model": totals.nats_per_byte, **baselines},
     }
     with writing(workdir, "the evaluation"):
-        (workdir / "evaluation").mkdir(parents=True, exist_ok=True)
-        atomic_write(workdir / "evaluation" / HELD_OUT_FILE, json.dumps(record, indent=2) + "\n")
+        write_json(workdir / "evaluation" / HELD_OUT_FILE, record)
 
 
 def print_summary(workdir: Path, console: Console | None = None) -> None:

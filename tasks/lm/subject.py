@@ -11,7 +11,7 @@ from models import fox
 from models.common.shapes import Params
 from models.fox.config import ComputeDtype
 from tasks.common.config import CommandLine
-from tasks.common.errors import ConfigError
+from tasks.common.errors import ConfigError, bad_input
 from tasks.lm.config import LMConfig, freeze_all
 from tasks.lm.data import DataConfig, Tokenizer, make_tokenizer
 from tasks.lm.trained import is_run, open_model
@@ -61,10 +61,8 @@ class Subject(NamedTuple):
         Raises:
           ConfigError: it cannot be made, and why.
         """
-        try:
+        with bad_input():
             return make_tokenizer(self.data)
-        except (ValueError, OSError, ImportError) as error:
-            raise ConfigError(str(error)) from error
 
     def load(self) -> tuple[fox.FoxConfig, Params]:
         """Reads the weights.

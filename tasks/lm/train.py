@@ -6,7 +6,6 @@
 The same command again resumes, or says that the run is finished.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ from jax.sharding import Mesh
 
 from models import fox
 from models.common.sharding import ShardingRules
-from tasks.common.config import default_workdir, make_parser, parse_command_line, to_json
+from tasks.common.config import to_json
 from tasks.common.data import Batches, Order
-from tasks.common.errors import ConfigError, run_main
+from tasks.common.errors import ConfigError, bad_input, run_main
 from tasks.common.job import Job, RunData
-from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
-from tasks.common.resolved import diff_configs
-from tasks.common.state import TrainState
+from tasks.common.resolved import describe_differences
+from tasks.common.train_command import TrainCommand
 from tasks.lm.config import LM_FREE_KEYS, SCHEMA, LMConfig, freeze_all
 from tasks.lm.data import LMData, build
 from tasks.lm.losses import lm_loss_fn
@@ -31,30 +29,6 @@ from tasks.lm.reports import make_callbacks, make_evaluators, print_summary
 from tasks.lm.trained import open_model
 
 DEFAULT_CONFIG = "configs/fox.py"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = make_parser("Train a language model; the same command resumes.")
-    command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
-    workdir = command.workdir or default_workdir("lm", command.options.config or DEFAULT_CONFIG)
-    assert command.config is not None
-    train(command.config, workdir)
-
-
-def train(config: Any, workdir: Path) -> TrainState:
-    """Runs a configuration to its end in `workdir`, resuming if the workdir holds checkpoints.
-
-    Args:
-      config: ConfigDict or nested dict with the sections of `tasks.lm.config.SCHEMA`.
-      workdir: folder of the run.
-
-    Raises:
-      ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
-    """
-    state = fit(make_job(config, workdir))
-    print_summary(workdir)
-    return state
 
 
 def make_job(config: Any, workdir: Path) -> Job:
@@ -110,7 +84,7 @@ def open_run_data(cfg: LMConfig, mesh: Mesh, workdir: Path) -> RunData:
 def open_data(cfg: LMConfig) -> LMData:
     """The run's text; every fault of it is a ConfigError, found before anything is trained."""
     print(f"text: {cfg.data.source}, tokenizer {cfg.data.tokenizer}", flush=True)
-    try:
+    with bad_input():
         data = build(
             cfg.data,
             cfg.train.seq_len,
@@ -118,8 +92,6 @@ def open_data(cfg: LMConfig) -> LMData:
             eval_length=cfg.eval.length or cfg.train.seq_len,
             vocab_size=cfg.model.vocab_size,
         )
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from error
     print(
         f"  {len(data.train_documents):,} training documents, {len(data.held_out_documents):,} held out; "
         f"{len(data.train):,} examples of {cfg.train.seq_len:,} tokens",
@@ -135,12 +107,20 @@ def initial_params(cfg: LMConfig) -> Any:
       ConfigError: they cannot be read, or are another model's (the differences are listed).
     """
     given = open_model(cfg.train.init_from)
-    differences = diff_configs(to_json(given.config), to_json(cfg.model), free=("initializer_range",))
-    if differences:
-        lines = "\n".join(f"  {difference}" for difference in differences)
+    if lines := describe_differences(to_json(given.config), to_json(cfg.model), ("initializer_range",)):
         raise ConfigError(f"train.init_from: {given.source} holds another model than config.model:\n{lines}")
     return given.params
 
+
+COMMAND = TrainCommand(
+    task="lm",
+    description="Train a language model",
+    schema=SCHEMA,
+    default_config=DEFAULT_CONFIG,
+    make_job=make_job,
+    print_summary=print_summary,
+)
+main, train = COMMAND.main, COMMAND.train
 
 if __name__ == "__main__":
     run_main(main)

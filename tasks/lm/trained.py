@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from models import fox
 from models.common.shapes import Params
 from tasks.common.checkpoint import load_params
-from tasks.common.config import load_resolved, with_defaults
-from tasks.common.errors import ConfigError
+from tasks.common.config import load_resolved
+from tasks.common.errors import ConfigError, bad_input
+from tasks.common.trained import read_run_config
 from tasks.lm.config import SCHEMA, LMConfig, freeze_all
 
 
@@ -27,13 +26,8 @@ class TrainedModel(NamedTuple):
 
 
 def run_config(workdir: Path | str) -> LMConfig:
-    """The configuration a run was made with.
-
-    Raises:
-      ConfigError: not the workdir of a run, or of a run of another task.
-    """
-    record = ConfigDict(load_resolved(workdir)["config"])
-    return freeze_all(with_defaults(record, SCHEMA))
+    """See `read_run_config`."""
+    return read_run_config(workdir, SCHEMA, freeze_all)
 
 
 def open_run(workdir: Path | str, step: int | None = None) -> TrainedModel:
@@ -53,10 +47,8 @@ def open_official(path: Path | str) -> TrainedModel:
     Raises:
       ConfigError: it cannot be read, and why.
     """
-    try:
+    with bad_input():
         config, params = fox.convert.load_official(path)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
     return TrainedModel(config, params, None, Path(path))
 
 

@@ -109,14 +109,17 @@ def rows(
 
 
 def stream_step(model: TAPNextConfig, runtime: TAPNextRuntime, compiler: dict[str, Any]) -> Any:
-    """Jitted (state, params, frame) -> (state after the frame, tracks); the state is updated in place."""
+    """Jitted (state, params, frame) -> (state after the frame, tracks).
+
+    The state is not donated: to update the last inputs of the convolutions in place they are copied first.
+    """
 
     def step(state: TAPNextState, params: Any, frame: Any) -> tuple[TAPNextState, TAPNextOutput]:
         output, after = tapnext.apply(model, runtime, params, frame, state=state)
         assert after is not None
         return after, output
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler)
+    return jax.jit(step, compiler_options=compiler)
 
 
 class _Measured(NamedTuple):
@@ -292,10 +295,10 @@ class _Bench:
         return time_checked(self.case.label(), call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _params(self) -> Any:
-        """Random, in the dtype that they are used in: cast once, as the trackers do."""
+        """Random, prepared as the trackers do it."""
 
         def draw(key: Any) -> Any:
-            return tapnext.cast_params(tapnext.init_params(self.model, key), self.runtime.compute_dtype)
+            return tapnext.prepare_params(tapnext.init_params(self.model, key), self.runtime.compute_dtype)
 
         return jax.jit(draw)(jax.random.key(0))
 

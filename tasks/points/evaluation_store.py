@@ -18,8 +18,8 @@ import numpy as np
 
 from models.common.official import read_npz
 from tasks.common.errors import ConfigError, writing
-from tasks.common.resolved import diff_configs
-from tasks.common.storage import write_atomically
+from tasks.common.resolved import describe_differences
+from tasks.common.storage import atomic_write, write_json
 from tasks.points.data.tracked_video import TrackedSet
 from tasks.points.evaluators import VideoResult
 from tasks.points.metrics import METRICS, Mean, mean_over_videos
@@ -59,14 +59,13 @@ class EvaluationStore:
                 before = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{path}: damaged ({error}); give another --output") from error
-            if differences := diff_configs(before, self._identity):
-                lines = "\n".join(f"  {difference}" for difference in differences)
+            if lines := describe_differences(before, self._identity):
                 raise ConfigError(
                     f"{folder} holds another evaluation; give another --output, or undo:\n{lines}"
                 )
         with writing(folder, "the evaluation"):
             (folder / "videos").mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _json(self._identity))
+            write_json(path, self._identity, allow_nan=False)
 
     def _path(self, index: int) -> Path:
         return self.folder / "videos" / f"{index:05d}.npz"
@@ -96,7 +95,7 @@ class EvaluationStore:
             **arrays,
         )
         with writing(self.folder, "the evaluation"):
-            write_atomically(self._path(index), file.getvalue())
+            atomic_write(self._path(index), file.getvalue())
 
     def finish(self, videos: TrackedSet, results: Sequence[VideoResult]) -> dict[str, Mean]:
         """Writes per_video.csv and summary.json.
@@ -126,8 +125,8 @@ class EvaluationStore:
             **self._identity,
         }
         with writing(self.folder, "the evaluation"):
-            write_atomically(self.folder / _TABLE, text.getvalue().encode())
-            write_atomically(self.folder / _SUMMARY, _json(summary))
+            atomic_write(self.folder / _TABLE, text.getvalue())
+            write_json(self.folder / _SUMMARY, summary, allow_nan=False)
         return means
 
 
@@ -146,7 +145,3 @@ def _cell(value: float) -> str:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if np.isnan(value) else value
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

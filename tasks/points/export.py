@@ -9,7 +9,6 @@ package, and `track` and `eval` use it where no weights are given.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import Any, get_args
 from models import tapnext
 from tasks.common.checkpoint import load_checkpoint
 from tasks.common.config import make_parser, parse_command_line, to_json
-from tasks.common.errors import ConfigError, run_main, writing
+from tasks.common.errors import ConfigError, bad_input, run_main, writing
 from tasks.common.resolved import load_resolved, provenance
-from tasks.common.storage import write_atomically
+from tasks.common.storage import atomic_write, write_json
 from tasks.points.config import PointsConfig
 from tasks.points.model_card import Exported, model_card
 from tasks.points.reports import final_figures
@@ -101,10 +100,8 @@ def export(
     # The last figures are those of the finished run, not of a checkpoint before.
     figures = final_figures(workdir) if restored.step >= run.train.steps else {}
     training = training_record(run, load_resolved(workdir), restored.step, figures)
-    try:
+    with bad_input(str(workdir)):
         content = pack_weights(restored.state, run.model, training, dtype)
-    except ValueError as error:
-        raise ConfigError(f"{workdir}: {error}") from error
     if len(content) > most_mb * 1e6:
         raise ConfigError(
             f"{output}: would be {len(content) / 1e6:.1f} MB, above the limit of {most_mb:g} MB; nothing was "
@@ -121,11 +118,9 @@ def export(
     )
     card = model_card(exported, training, notes)
     with writing(output.parent, "the weights"):
-        write_atomically(output, content)
-        write_atomically(
-            output.with_suffix(".json"), (json.dumps(exported._asdict(), indent=2) + "\n").encode()
-        )
-        write_atomically(output.with_suffix(".md"), card.encode())
+        atomic_write(output, content)
+        write_json(output.with_suffix(".json"), exported._asdict())
+        atomic_write(output.with_suffix(".md"), card)
     return exported
 
 

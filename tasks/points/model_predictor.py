@@ -1,6 +1,5 @@
 """A TAPNext behind the call that evaluation makes."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -45,7 +44,7 @@ class ModelPredictor:
         if certainty_radius is not None and not certainty_radius > 0:
             raise ValueError(f"certainty_radius = {certainty_radius}: must be positive")
         self._config, self._runtime = config, runtime
-        self._params = jax.device_put(tapnext.cast_params(params, runtime.compute_dtype))
+        self._params = tapnext.prepare_params(params, runtime.compute_dtype)
         self._backward, self._chunk, self._radius = backward, chunk, certainty_radius
 
     def __call__(

@@ -22,7 +22,7 @@ from tasks.common import figures
 from tasks.common.data import Source
 from tasks.common.errors import writing
 from tasks.common.job import Hook
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write
 from tasks.common.writer import read_records
 from tasks.points.config import PointsConfig
 from tasks.points.controls import LucasKanade, static
@@ -90,7 +90,6 @@ def _final_hook(tracker: ClipTracker, clips: Source, folder: Path) -> Hook:
         rows = judge_model(tracker, params, clips)
         if jax.process_index() == 0:
             with writing(folder, "the evaluation"):
-                folder.mkdir(parents=True, exist_ok=True)
                 atomic_write(folder / "per_clip.csv", _csv(rows))
         return shown_means(rows)
 

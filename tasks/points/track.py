@@ -36,7 +36,7 @@ from rich.console import Console
 from models import tapnext
 from tasks.common.config import CommandLine, make_parser, parse_command_line
 from tasks.common.errors import ConfigError, RunError, run_main, writing
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import atomic_write
 from tasks.common.video.command import open_video, output_base
 from tasks.common.video.decoding import Limits, VideoFile
 from tasks.points.config import SCHEMA, freeze_all

@@ -2,7 +2,6 @@
 
 from typing import Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -90,8 +89,7 @@ class TAPNextModel:
                 f"{config.patch_size}"
             )
         self._config, self._runtime, self._radius = config, runtime, radius
-        # To the device once, not with every chunk.
-        self._params = jax.device_put(tapnext.cast_params(params, runtime.compute_dtype))
+        self._params = tapnext.prepare_params(params, runtime.compute_dtype)
 
     def tracker(self, slots: int) -> PointTracker:
         """See `TrackerModel`."""

@@ -9,7 +9,6 @@ The same command again resumes, or says that the run is finished.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +18,13 @@ from jax.sharding import Mesh
 
 from models import tapnext
 from models.common.sharding import ShardingRules
-from tasks.common.config import default_workdir, make_parser, parse_command_line, to_json
+from tasks.common.config import to_json
 from tasks.common.data import Batches
-from tasks.common.errors import ConfigError, run_main
+from tasks.common.errors import bad_input, run_main
 from tasks.common.job import Job, RunData
-from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
-from tasks.common.state import TrainState
 from tasks.common.step import LossFn
-from tasks.common.video.errors import VideoDataError
+from tasks.common.train_command import TrainCommand
 from tasks.points.config import POINTS_FREE_KEYS, SCHEMA, PointsConfig, freeze_all
 from tasks.points.data import PointsData, draw_sheet, open_points_data
 from tasks.points.data.unlabelled import StudentView, UnlabelledClips, WithUnlabelled, find_videos
@@ -38,38 +35,6 @@ from tasks.points.trained import initial_params
 
 DEFAULT_CONFIG = "configs/tapnext.py"
 UNREADABLE = "unreadable.jsonl"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = make_parser("Train a point tracker; the same command resumes.")
-    parser.add_argument(
-        "--sheet", type=Path, metavar="PNG", help="draw the first batch and its tracks; train nothing"
-    )
-    command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
-    assert command.config is not None
-    if command.options.sheet:
-        cfg = freeze_all(command.config)
-        draw_sheet(open_data(cfg).batches(cfg.train.batch_size)[0], command.options.sheet)
-        print(f"  {command.options.sheet}")
-        return
-    workdir = command.workdir or default_workdir("points", command.options.config or DEFAULT_CONFIG)
-    train(command.config, workdir)
-
-
-def train(config: Any, workdir: Path) -> TrainState:
-    """Runs a configuration to its end in `workdir`, resuming if the workdir holds checkpoints.
-
-    Args:
-      config: ConfigDict or nested dict with the sections of `tasks.points.config.SCHEMA`.
-      workdir: folder of the run.
-
-    Raises:
-      ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
-    """
-    state = fit(make_job(config, workdir))
-    print_summary(workdir)
-    return state
 
 
 def make_job(config: Any, workdir: Path) -> Job:
@@ -207,10 +172,8 @@ def batches(cfg: PointsConfig, data: PointsData) -> Batches:
     labelled, unlabelled = data.batches(cfg.train.batch_size), cfg.selftraining
     if not unlabelled.path:
         return labelled
-    try:
+    with bad_input("selftraining.path"):
         videos = find_videos(Path(unlabelled.path).expanduser())
-    except VideoDataError as error:
-        raise ConfigError(f"selftraining.path: {error}") from error
     clips = UnlabelledClips(
         videos,
         cfg.data.frames,
@@ -231,14 +194,30 @@ def open_data(cfg: PointsConfig, report: Path | None = None) -> PointsData:
     Args:
       report: JSON lines that name what cannot be read.
     """
-    try:
+    with bad_input():
         data = open_points_data(cfg.data, seed=cfg.seed, report=report)
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from error
     held_out = 0 if data.held_out is None else len(data.held_out)
     print(f"clips: {cfg.data.source}, {len(data.train):,} for training, {held_out:,} held out", flush=True)
     return data
 
+
+def draw_first_batch(config: Any, path: Path) -> None:
+    """The clips of the first batch with their tracks."""
+    cfg = freeze_all(config)
+    draw_sheet(open_data(cfg).batches(cfg.train.batch_size)[0], path)
+
+
+COMMAND = TrainCommand(
+    task="points",
+    description="Train a point tracker",
+    schema=SCHEMA,
+    default_config=DEFAULT_CONFIG,
+    make_job=make_job,
+    print_summary=print_summary,
+    draw_sheet=draw_first_batch,
+    sheet_help="the first batch and its tracks",
+)
+main, train = COMMAND.main, COMMAND.train
 
 if __name__ == "__main__":
     run_main(main)

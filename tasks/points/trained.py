@@ -5,15 +5,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from models import tapnext
 from models.common.params import check_params
 from models.common.shapes import Params
 from tasks.common.checkpoint import load_params
-from tasks.common.config import load_resolved, to_json, with_defaults
-from tasks.common.errors import ConfigError
-from tasks.common.resolved import diff_configs
+from tasks.common.config import to_json
+from tasks.common.errors import ConfigError, bad_input
+from tasks.common.resolved import describe_differences
+from tasks.common.trained import read_run_config
 from tasks.points.config import SCHEMA, PointsConfig, freeze_all
 from tasks.points.weight_files import WEIGHTS_ENDING, load_weights
 
@@ -35,13 +34,8 @@ class TrainedModel(NamedTuple):
 
 
 def run_config(workdir: Path | str) -> PointsConfig:
-    """The configuration a run was made with.
-
-    Raises:
-      ConfigError: not the workdir of a run, or of a run of another task.
-    """
-    record = ConfigDict(load_resolved(workdir)["config"])
-    return freeze_all(with_defaults(record, SCHEMA))
+    """See `read_run_config`."""
+    return read_run_config(workdir, SCHEMA, freeze_all)
 
 
 def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
@@ -64,17 +58,13 @@ def open_model(path: Path | str, step: int | None = None) -> TrainedModel:
         config, params = run.model, load_params(path, step)
     else:
         run = None
-        try:
+        with bad_input():
             if path.suffix == WEIGHTS_ENDING:
                 config, params, _ = load_weights(path)
             else:
                 config, params = tapnext.load_official(path)
-        except (ValueError, OSError) as error:
-            raise ConfigError(str(error)) from error
-    try:
+    with bad_input(str(path)):
         check_params(tapnext.param_specs(config), params, config)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
     return TrainedModel(config, params, run, path)
 
 
@@ -85,15 +75,11 @@ def initial_params(cfg: PointsConfig) -> Params:
       ConfigError: they cannot be read, or are another model's (the differences are listed).
       CheckpointError: the run has no good checkpoint.
     """
-    try:
+    with bad_input("train.init_from"):
         given = open_model(cfg.train.init_from)
-    except ConfigError as error:
-        raise ConfigError(f"train.init_from: {error}") from error
     # What changes neither shapes nor the meaning of the weights.
     free = ("min_rad", "decode_radius", "decode_temperature")
-    differences = diff_configs(_sizes(given.config), _sizes(cfg.model), free=free)
-    if differences:
-        lines = "\n".join(f"  {difference}" for difference in differences)
+    if lines := describe_differences(_sizes(given.config), _sizes(cfg.model), free):
         raise ConfigError(f"train.init_from: {given.source} holds another model than config.model:\n{lines}")
     return given.params
 

@@ -15,8 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from configs.common import nearest
+from models.common.shapes import Key
 from models.common.sharding import per_shard
-from models.common.vit import Key
 from tasks.common.errors import ConfigError
 from tasks.video import geometry, randaugment
 from tasks.video.geometry import Clip

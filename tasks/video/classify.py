@@ -21,7 +21,6 @@ the whole clips. Where a file ends early or is damaged, the frames before that a
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from rich.console import Console
 from models import trecvit
 from tasks.common.config import CommandLine, make_parser, parse_command_line
 from tasks.common.errors import ConfigError, RunError, run_main, writing
-from tasks.common.resolved import atomic_write
+from tasks.common.storage import write_json
 from tasks.common.video.command import open_video, output_base
 from tasks.common.video.decoding import Limits, VideoFile
 from tasks.common.video.frames import Window
@@ -114,7 +113,7 @@ def _classify(command: CommandLine) -> None:
             if not files.frames:
                 raise ConfigError(f"--video={options.video}: {done.stopped}")
             record = described | done.report()
-            atomic_write(files.summary, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            write_json(files.summary, record, ensure_ascii=False)
     if done.interrupted:
         raise RunError(f"{done.stopped}; what was classified until then is in {settings.base.parent}")
     if problems := "; ".join(filter(None, (video.cut_short, done.stopped))):

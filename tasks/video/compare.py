@@ -6,7 +6,6 @@ Prints the held-out figures each run ended with and draws `comparison.png`. --re
 run, for `launch.results`. To evaluate with other views: `python -m tasks.video.eval`.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from rich.console import Console
 from models import trecvit
 from tasks.common.config import make_parser
 from tasks.common.errors import ConfigError, run_main, writing
-from tasks.common.resolved import atomic_write, load_resolved, provenance
+from tasks.common.resolved import load_resolved, provenance
+from tasks.common.storage import write_json
 from tasks.common.writer import read_records
 from tasks.video.plots import plot_runs
 from tasks.video.reports import final_figures, print_figures
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.results is not None:
         rows = [row(name, folder, figures[name], options.commit) for name, folder in runs.items()]
         with writing(options.results.parent, options.results.name):
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(options.results, json.dumps(rows, indent=2) + "\n")
+            write_json(options.results, rows)
 
 
 def _finished(workdir: Path) -> dict[str, float]:

@@ -11,7 +11,6 @@ the like choose others.
 import argparse
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ from rich.progress import track
 from models import trecvit
 from models.common.sharding import ShardingRules, param_shardings
 from tasks.common.config import CommandLine, make_parser, parse_command_line, to_json
-from tasks.common.errors import ConfigError, RunError, run_main, writing
+from tasks.common.errors import ConfigError, RunError, bad_input, run_main, writing
 from tasks.common.mesh import MeshConfig, make_mesh
-from tasks.common.resolved import atomic_write
-from tasks.common.storage import replacing
+from tasks.common.storage import replacing, write_json
 from tasks.common.writer import read_records
 from tasks.video import metrics
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all
@@ -170,7 +168,7 @@ def evaluate(
             folder / "predictions.csv", judged, [views.videos.name(int(c)) for c in judged.clips], names
         )
         record = {"source": str(source), "step": step, **summary, "data": to_json(cfg.data)}
-        atomic_write(folder / "summary.json", json.dumps(record, indent=2) + "\n")
+        write_json(folder / "summary.json", record)
     return summary
 
 
@@ -189,10 +187,8 @@ def _open(cfg: VideoConfig, source: Path, step: int | None) -> TrainedModel:
     model = open_model(source, step, **own)
     config, params, size = model.config, model.params, cfg.model.image_size
     if config.image_size != size:
-        try:
+        with bad_input(str(source)):
             config, params = trecvit.resize_params(jax.tree.map(jnp.asarray, params), config, size)
-        except ValueError as error:
-            raise ConfigError(f"{source}: {error}") from error
     config = cfg.model if source.is_dir() else config
     check(config, params, source)
     return model._replace(config=config, params=params)

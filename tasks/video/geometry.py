@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from models.common.vit import Key
+from models.common.shapes import Key
 
 Clip = Float[Array, "T height width 3"]
 Scalar = Float[Array, ""] | float

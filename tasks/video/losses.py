@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from models.common.shapes import Key
 from models.common.sharding import per_shard
-from models.common.vit import Key
 from models.trecvit import pixel_targets
 from tasks.common.errors import ConfigError
 from tasks.video.augment import AugmentConfig, augment, augment_frames

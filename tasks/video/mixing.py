@@ -11,8 +11,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from models.common.shapes import Key
 from models.common.sharding import ShardingRules, active_mesh, fit_spec, per_shard
-from models.common.vit import Key
 
 Clips = Float[Array, "B T h w 3"]
 Targets = Float[Array, "B C"]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from models.common.vit import Key
+from models.common.shapes import Key
 from tasks.video.geometry import Clip, Scalar, rotation, shear, translation, warp
 
 _FILL = 0.5  # grey, for what an operation leaves empty

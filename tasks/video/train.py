@@ -7,7 +7,6 @@
 The same command again resumes, or says that the run is finished.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from jax.sharding import Mesh
 
 from models import trecvit
 from models.common.sharding import ShardingRules
-from tasks.common.config import default_workdir, make_parser, parse_command_line, to_json
-from tasks.common.errors import ConfigError, run_main
+from tasks.common.config import to_json
+from tasks.common.errors import bad_input, run_main
 from tasks.common.job import Job, RunData
-from tasks.common.loop import fit
 from tasks.common.mesh import make_mesh
-from tasks.common.state import TrainState
+from tasks.common.train_command import TrainCommand
 from tasks.common.video.sheet import write_sheet
 from tasks.video.augment import augment, augment_frames
 from tasks.video.config import SCHEMA, VIDEO_FREE_KEYS, VideoConfig, freeze_all
@@ -35,39 +33,6 @@ from tasks.video.trained import initial_params, write_classes
 DEFAULT_CONFIG = "configs/trecvit.py"
 UNREADABLE = "unreadable.jsonl"
 _SHEET_ROWS = 16
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = make_parser("Train a video model; the same command resumes.")
-    parser.add_argument(
-        "--sheet",
-        type=Path,
-        metavar="PNG",
-        help="draw the first batch as the model sees it; train nothing",
-    )
-    command = parse_command_line(parser, argv, schema=SCHEMA, default_config=DEFAULT_CONFIG)
-    assert command.config is not None
-    if command.options.sheet:
-        draw_sheet(freeze_all(command.config), command.options.sheet)
-        return
-    workdir = command.workdir or default_workdir("video", command.options.config or DEFAULT_CONFIG)
-    train(command.config, workdir)
-
-
-def train(config: Any, workdir: Path) -> TrainState:
-    """Runs a configuration to its end in `workdir`, resuming if the workdir holds checkpoints.
-
-    Args:
-      config: ConfigDict or nested dict with the sections of `tasks.video.config.SCHEMA`.
-      workdir: folder of the run.
-
-    Raises:
-      ConfigError, Diverged, CheckpointError, Stopped: see `tasks.common.loop.fit`.
-    """
-    state = fit(make_job(config, workdir))
-    print_summary(workdir)
-    return state
 
 
 def make_job(config: Any, workdir: Path) -> Job:
@@ -186,10 +151,8 @@ def open_data(cfg: VideoConfig, report: Path | None = None) -> VideoData:
       report: JSON lines that name the videos which cannot be read.
     """
     classes = cfg.model.num_classes if cfg.train.objective == "classes" else None
-    try:
+    with bad_input():
         data = open_video_data(cfg.data, seed=cfg.seed, num_classes=classes, report=report)
-    except (ValueError, OSError, ImportError) as error:
-        raise ConfigError(str(error)) from error
     held_out = 0 if data.eval_videos is None else len(data.eval_videos)
     missing = len(data.train_videos.missing)
     print(
@@ -200,8 +163,9 @@ def open_data(cfg: VideoConfig, report: Path | None = None) -> VideoData:
     return data
 
 
-def draw_sheet(cfg: VideoConfig, path: Path) -> None:
+def draw_sheet(config: Any, path: Path) -> None:
     """A contact sheet of the first clips of the first batch after augmentation, each under its targets."""
+    cfg = freeze_all(config)
     data = open_data(cfg)
     batch = data.batches(cfg.train.batch_size)[0]
     key = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 0))[0]
@@ -215,7 +179,6 @@ def draw_sheet(cfg: VideoConfig, path: Path) -> None:
         titles = [_title(row, data.classes) for row in np.asarray(targets)]
     pictures = np.asarray(jnp.round(frames * 255)).astype(np.uint8)[:_SHEET_ROWS]
     write_sheet(path, list(zip(titles[:_SHEET_ROWS], pictures, strict=True)))
-    print(f"  {path}")
 
 
 def _title(targets: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -223,6 +186,18 @@ def _title(targets: np.ndarray, classes: tuple[str, ...]) -> str:
     order = [int(c) for c in np.argsort(-targets, kind="stable")[:2] if targets[c] > 0.05]
     return ", ".join(f"{100 * targets[c]:.0f} % {classes[c] if c < len(classes) else c}" for c in order)
 
+
+COMMAND = TrainCommand(
+    task="video",
+    description="Train a video model",
+    schema=SCHEMA,
+    default_config=DEFAULT_CONFIG,
+    make_job=make_job,
+    print_summary=print_summary,
+    draw_sheet=draw_sheet,
+    sheet_help="the first batch as the model sees it",
+)
+main, train = COMMAND.main, COMMAND.train
 
 if __name__ == "__main__":
     run_main(main)

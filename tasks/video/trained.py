@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -16,9 +15,10 @@ from models.common.params import check_params
 from models.common.shapes import Params
 from models.trecvit.parameters import param_specs
 from tasks.common.checkpoint import load_params
-from tasks.common.config import load_resolved, to_json, with_defaults
-from tasks.common.errors import ConfigError
-from tasks.common.resolved import diff_configs
+from tasks.common.config import to_json
+from tasks.common.errors import ConfigError, bad_input
+from tasks.common.resolved import describe_differences
+from tasks.common.trained import read_run_config
 from tasks.video.config import SCHEMA, VideoConfig, freeze_all
 
 CLASSES_FILE = "classes.txt"
@@ -43,13 +43,8 @@ class TrainedModel(NamedTuple):
 
 
 def run_config(workdir: Path | str) -> VideoConfig:
-    """The configuration a run was made with.
-
-    Raises:
-      ConfigError: not the workdir of a run, or of a run of another task.
-    """
-    record = ConfigDict(load_resolved(workdir)["config"])
-    return freeze_all(with_defaults(record, SCHEMA))
+    """See `read_run_config`."""
+    return read_run_config(workdir, SCHEMA, freeze_all)
 
 
 def is_run(path: Path | str) -> bool:
@@ -82,19 +77,15 @@ def open_model(path: Path | str, step: int | None = None, **options: Any) -> Tra
         params = load_params(path, step)
         check(run.model, params, path)
         return TrainedModel(run.model, params, read_classes(path), run, path)
-    try:
+    with bad_input():
         config, params = trecvit.convert.load_official(path, **options)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
     return TrainedModel(config, params, None, None, path)
 
 
 def check(config: trecvit.TRecViTConfig, params: Params, source: Path) -> None:
     """Raises ConfigError where the arrays are not the model's."""
-    try:
+    with bad_input(str(source)):
         check_params(param_specs(config), params, config)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def write_classes(workdir: Path, classes: tuple[str, ...]) -> None:
@@ -124,7 +115,7 @@ def initial_params(cfg: VideoConfig) -> Params:
         raise ConfigError(f"train.init_from: {path}: no such file or folder")
     mae = cfg.mae.model(cfg.model) if cfg.train.objective == "mae" else None
     encoder = cfg.model if mae is None else mae.encoder
-    try:
+    with bad_input(f"train.init_from: {path}"):
         # What can be wrong with the file comes first: initialising compiles for seconds.
         run = run_config(path) if is_run(path) else None
         found = _read_arrays(path) if run is None else load_params(path)
@@ -134,8 +125,6 @@ def initial_params(cfg: VideoConfig) -> Params:
             given = _from_file(found, encoder, target, cfg.train.zero_centred)
         else:
             given = _from_run(run, found, encoder, target, path)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"train.init_from: {path}: {error}") from error
     return given if mae is None else fresh | {"encoder": given}
 
 
@@ -166,9 +155,7 @@ def _from_run(
     check(trained, params, path)
     # What does not change the shapes of the encoder may differ: dropout, initialisation, the head.
     free = ("head", "num_classes", "rep_size", "dropout", "head_dropout", "min_rad", "frames_per_clip")
-    differences = diff_configs(to_json(trained), to_json(config), free=(*free, "image_size"))
-    if differences:
-        lines = "\n".join(f"  {difference}" for difference in differences)
+    if lines := describe_differences(to_json(trained), to_json(config), (*free, "image_size")):
         raise ValueError(f"it holds another model than config.model:\n{lines}")
     _, params = trecvit.resize_params(params, trained, config.image_size)
     shapes = jax.tree.map(np.shape, params.get("head"))

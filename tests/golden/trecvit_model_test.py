@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from models.common import rglru, vit
-from models.common.params import flatten_names
+from models.common.block_diagonal import block_diagonal
+from models.common.official import read_leaves
+from models.common.params import ZEROS, ParamSpec, flatten_names
 from models.common.temporal_conv import temporal_conv
 from models.trecvit import TRecViTConfig, TRecViTRuntime, apply, convert, heads, init_state
 from models.trecvit.model import tokenize
@@ -97,7 +99,7 @@ def check_rg_lru(case: Arrays) -> None:
     specs = rglru.rg_lru_specs(
         case["x"].shape[-1], int(case["num_heads"]), 0.5, real=bool(case.get("only_real", 1))
     )
-    params = convert.read_leaves(specs, below(case, "params/"))
+    params = read_leaves(specs, below(case, "params/"))
     dtype = str(case.get("compute_dtype", "float32"))
     tolerance = LAYER if dtype == "float32" else HALF
     positions = jnp.asarray(case["segment_pos"])
@@ -113,7 +115,7 @@ def check_rg_lru(case: Arrays) -> None:
     assert_close(outputs[1], case["h_last"], "h_last", tolerance)
     for gate in ("input_gate", "a_gate"):
         if f"{gate}_preact" in case:
-            preact = rglru.block_diagonal(jnp.asarray(case["x"], dtype), params[gate], dtype)
+            preact = block_diagonal(jnp.asarray(case["x"], dtype), params[gate], dtype)
             assert_close(preact, case[f"{gate}_preact"], gate, tolerance)
     if "y_decode" in case:
         step = jitted(rglru.rg_lru)
@@ -133,10 +135,10 @@ def check_radius(case: Arrays) -> None:
 
 def check_conv(case: Arrays) -> None:
     specs = {
-        "kernel": vit.ParamSpec(case["params/w"].shape, (None, "norm"), vit.ZEROS, "w"),
-        "bias": vit.ParamSpec(case["params/b"].shape, ("norm",), vit.ZEROS, "b"),
+        "kernel": ParamSpec(case["params/w"].shape, (None, "norm"), ZEROS, "w"),
+        "bias": ParamSpec(case["params/b"].shape, ("norm",), ZEROS, "b"),
     }
-    params = convert.read_leaves(specs, below(case, "params/"))
+    params = read_leaves(specs, below(case, "params/"))
     positions = jnp.asarray(case["segment_pos"])
 
     def call(params: Any, x: Any) -> Any:
@@ -176,7 +178,7 @@ def check_recurrent(case: Arrays) -> None:
     )
     specs = {name: spec for name, spec in table.items() if spec.official in flat}
     assert len(specs) == len(flat)
-    params = convert.read_leaves(specs, flat)
+    params = read_leaves(specs, flat)
 
     def step(params: Any, x: Any, positions: Any, state: Any = None) -> Any:
         if is_residual:
@@ -212,7 +214,7 @@ def check_vit(case: Arrays) -> None:
     x, num_heads = jnp.asarray(case["x"]), int(case["num_heads"])
     mlp_size = case["params/MlpBlock_0/Dense_0/bias"].shape[0]
     specs = vit.vit_block_specs(x.shape[-1], mlp_size, num_heads)
-    params = convert.read_leaves(specs, below(case, "params/"))
+    params = read_leaves(specs, below(case, "params/"))
 
     def call(params: Any, x: Any) -> Any:
         normed = vit.layer_norm(x, params["attn_norm"])

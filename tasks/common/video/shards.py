@@ -12,9 +12,7 @@ decides the result: what is there with the right key and checksum is kept on the
 redone. The same input gives the same records, whatever the number of workers and interruptions.
 """
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,9 +21,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tasks.common.optional import need
-from tasks.common.units import run_units
+from tasks.common.storage import checksum, locked, read_record, remove_other_shards, replacing, write_json
+from tasks.common.units import run_missing
 from tasks.common.video.errors import VideoDataError, VideoError, VideoTimeout
-from tasks.common.video.storage import checksum, read_json, write_json
+from tasks.common.video.storage import read_json
 
 MANIFEST = "manifest.json"
 Progress = Callable[[int, int, int], None]
@@ -86,17 +85,12 @@ class _Job:
         number, start, stop = unit
         name = f"shard-{number:05d}"
         path, record_path = self.output / f"{name}.array_record", self.output / f"{name}.json"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             videos, skipped = self._write(temporary, start, stop)
             key = self.key(unit)
             # A .json of other data must never lie beside this; one of the same key stays true.
-            if _read_record(record_path).get("key") != key:
+            if read_record(record_path).get("key") != key:
                 record_path.unlink(missing_ok=True)
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         record = {
             "name": name,
             "key": key,
@@ -105,7 +99,7 @@ class _Job:
             "videos": videos,
             "skipped": skipped,
         }
-        write_json(record_path, record)
+        write_json(record_path, record, indent=1)
         return record
 
     def _write(self, path: Path, start: int, stop: int) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -140,23 +134,10 @@ def stamp(path: Path | str) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _finished(job: _Job, unit: tuple[int, int, int]) -> dict[str, Any] | None:
     """The record of a shard made by an earlier run, if it is what would be made now and undamaged."""
     path = job.output / f"shard-{unit[0]:05d}.json"
-    record = _read_record(path)
+    record = read_record(path)
     if record.get("key") != job.key(unit):
         return None
     try:
@@ -215,28 +196,18 @@ def write_shards(
     output = Path(output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     job = _Job(recorder, output, stored.format, stored.options, stored.header, stored.on_error == "skip")
-    with (output / ".lock").open("w") as lock:
-        # Two commands at once would write the same shards: the first makes them, the other finds them.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(output / ".lock"):
         return _write_all(job, stored.per_shard, workers, progress)
 
 
 def _write_all(job: _Job, step: int, workers: int | None, progress: Progress | None) -> dict[str, Any]:
     count = len(job.recorder)
     units = [(n, start, min(start + step, count)) for n, start in enumerate(range(0, count, step))]
-    records = {unit[0]: r for unit in units if (r := _finished(job, unit)) is not None}
-    kept = done = sum(stop - start for number, start, stop in units if number in records)
-    todo = [(unit[0], unit) for unit in units if unit[0] not in records]
-    if todo:
+    found = {unit[0]: r for unit in units if (r := _finished(job, unit)) is not None}
+    if len(found) < len(units):
         (job.output / MANIFEST).unlink(missing_ok=True)
-    if progress:
-        progress(done, count, kept)
-    for number, record in run_units(job, todo, workers):
-        records[number] = record
-        done += units[number][2] - units[number][1]
-        if progress:
-            progress(done, count, kept)
-    return _finish(job, [records[unit[0]] for unit in units])
+    sizes = [stop - start for _, start, stop in units]
+    return _finish(job, run_missing(job, units, sizes, found, workers, progress))
 
 
 def _finish(job: _Job, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -257,13 +228,8 @@ def _finish(job: _Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "skipped": skipped,
         "shards": [{k: v for k, v in r.items() if k != "skipped"} for r in records],
     }
-    write_json(job.output / MANIFEST, manifest)
-    names = {r["name"] for r in records}
-    for path in job.output.glob("shard-*"):
-        if path.name.split(".")[0] not in names:
-            path.unlink(missing_ok=True)
-    for path in job.output.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    write_json(job.output / MANIFEST, manifest, indent=1)
+    remove_other_shards(job.output, {r["name"] for r in records})
     return manifest
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
-from tasks.common.storage import write_atomically
+from tasks.common.storage import atomic_write
 
 _TEXT = 14  # pixels of the line above a row
 _GAP = 2
@@ -53,4 +53,4 @@ def write_sheet(
     """`contact_sheet` as a PNG file."""
     file = io.BytesIO()
     need("PIL.Image", "contact sheets").fromarray(contact_sheet(rows, columns)).save(file, "PNG")
-    write_atomically(path, file.getvalue())
+    atomic_write(path, file.getvalue())

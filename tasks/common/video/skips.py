@@ -3,9 +3,12 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from tasks.common.video.errors import VideoError
+from tasks.common.video.errors import VideoDataError, VideoError
+
+_MOST_REPLACED = 100
 
 _log = logging.getLogger(__name__)
 
@@ -56,3 +59,39 @@ class SkipReport:
                 except (ValueError, KeyError, TypeError):
                     continue  # cut off by a kill
         return found
+
+
+def use_first[T](
+    use: Callable[[int], T],
+    report: SkipReport,
+    name: Callable[[int], str],
+    count: int,
+    first: int,
+    *,
+    failed: str,
+) -> T:
+    """`use(first)`; where a video cannot be used, that of the next in the list, up to 100 further.
+
+    Args:
+        use: (index) -> its result; a VideoError says that it cannot be used.
+        report: what is known to be of no use is passed over; what is found to be is added.
+        name: (index) -> the video's name.
+        count: videos in the list, which begins again after the last.
+        first: index.
+        failed: for the message: "videos after it cannot be read".
+
+    Raises:
+        VideoDataError: none of them can be used.
+    """
+    for step in range(min(_MOST_REPLACED + 1, count)):
+        index = (first + step) % count
+        if report.known(name(index)):
+            continue
+        try:
+            return use(index)
+        except VideoError as error:
+            report.add(VideoError(name(index), error.reason))
+    raise VideoDataError(
+        f"{name(first)} and the {step} {failed}; the first because: "
+        f"{report.read().get(name(first), 'see the log')}"
+    )

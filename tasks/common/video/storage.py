@@ -1,17 +1,10 @@
-"""JSON that is written whole and read with suspicion, and checksums."""
+"""JSON that is read with suspicion."""
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
-from tasks.common.storage import write_atomically
 from tasks.common.video.errors import VideoDataError
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_atomically`, of JSON."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -38,12 +31,3 @@ def read_json(path: Path, what: str) -> Any:
         ) from error
     except RecursionError as error:
         raise VideoDataError(f"{path}: nested too deep; expected {what}") from error
-
-
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, as 8 hex digits: finds damage, cheap enough to run on every resume."""
-    value = 0
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            value = zlib.crc32(data, value)
-    return f"{value:08x}"

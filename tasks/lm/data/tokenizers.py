@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.common.optional import need
-from tasks.common.storage import write_atomically
+from tasks.common.storage import atomic_write
 
 GPT2_RANKS = 50256
 # The published GPT-2 pre-tokenisation pattern.
@@ -349,7 +349,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> HFTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    write_atomically(path, tokenizer.to_str().encode("utf-8"))
+    atomic_write(path, tokenizer.to_str())
     return HFTokenizer(path)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.common.data import Batches
+from tasks.common.data_command import progress_bar
 from tasks.common.epochs import EpochOrder
 from tasks.common.video.errors import VideoDataError
-from tasks.common.video.progress import progress_bar
 from tasks.common.video.skips import SkipReport
 from tasks.points.data.annotated import find_own
 from tasks.points.data.clip_records import RecordClips, prepare_clips

@@ -19,12 +19,11 @@ import numpy as np
 from jaxtyping import Int
 
 from tasks.common.video.errors import VideoDataError, VideoError
-from tasks.common.video.skips import SkipReport
+from tasks.common.video.skips import SkipReport, use_first
 from tasks.points.data.augment import AugmentConfig, augment, crop_resize
 from tasks.points.data.clips import ANY_FRAME, Clips, PointClip, check_clip
 from tasks.points.data.point_budget import early_share
 
-_MOST_REPLACED = 100
 _ATTEMPTS = 4
 _TRAINING, _HELD_OUT = 0x747261, 0x68656C  # so that no two kinds of draws are the same
 
@@ -141,20 +140,13 @@ class TrainExamples:
             VideoTimeout: reading took too long.
         """
         draw, first = divmod(int(index), len(self.clips))
-        for step in range(min(_MOST_REPLACED + 1, len(self.clips))):
-            number = (first + step) % len(self.clips)
+
+        def use(number: int) -> dict[str, np.ndarray]:
             name = self.clips.name(number)
-            if self.report.known(name):
-                continue
-            try:
-                clip = check_clip(self.clips.open(number), name)
-                return self._example(clip, name, draw, first)
-            except VideoError as error:
-                self.report.add(VideoError(name, error.reason))
-        raise VideoDataError(
-            f"{self.clips.name(first)} and the {step} clips after it cannot be used; the first because: "
-            f"{self.report.read().get(self.clips.name(first), 'see the log')}"
-        )
+            return self._example(check_clip(self.clips.open(number), name), name, draw, first)
+
+        failed = "clips after it cannot be used"
+        return use_first(use, self.report, self.clips.name, len(self.clips), first, failed=failed)
 
     def _example(self, clip: PointClip, name: str, draw: int, first: int) -> dict[str, np.ndarray]:
         """Drawn again, at last without augmentations, where no point is visible: this is no fault of the

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data_command import SHOWN, add_work_options, print_reasons, progress_bar, run_command
 from tasks.common.field_options import LineParser, add_field_options, read_fields
-from tasks.common.video.errors import VideoDataError, VideoError, VideoTimeout
-from tasks.common.video.progress import progress_bar
+from tasks.common.video.errors import VideoError, VideoTimeout
 from tasks.common.video.sheet import write_sheet
 from tasks.video.data.assemble import VideoData, open_video_data
 from tasks.video.data.config import VideoDataConfig
@@ -26,8 +26,6 @@ from tasks.video.data.generated import generate, verify_generated
 from tasks.video.data.prepare import PrepareConfig, prepare
 from tasks.video.data.records import RecordVideos
 from tasks.video.data.sources import Videos
-
-_SHOWN = 10
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,8 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--keep-every", type=int, default=PrepareConfig.stride, help="every so many frames")
     p.add_argument("--most-frames", type=int, default=PrepareConfig.most_frames, help="of a video; 0: all")
     p.add_argument("--per-shard", type=int, default=PrepareConfig.per_shard, help="videos in a shard")
-    p.add_argument("--on-error", choices=("skip", "fail"), default=PrepareConfig.on_error)
-    p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    add_work_options(p, PrepareConfig.on_error)
     add_field_options(p, VideoDataConfig)
     p = commands.add_parser("inspect", help="check a source and print what is in it")
     add_field_options(p, VideoDataConfig)
@@ -92,33 +89,23 @@ def _prepare(args: argparse.Namespace) -> None:
             f"{args.output}/{split}: {manifest['videos']} videos, {manifest['frames']} frames, "
             f"{manifest['bytes'] / 1e6:.1f} MB, {len(manifest['shards'])} shards"
         )
-        _print_left_out("missing", [(name, "listed, but not there") for name in manifest["missing"]])
-        _print_left_out("left out", [(s["name"], s["reason"]) for s in manifest["skipped"]])
-
-
-def _print_left_out(what: str, entries: list[tuple[str, str]]) -> None:
-    if not entries:
-        return
-    print(f"{what}: {len(entries)}")
-    for name, reason in entries[:_SHOWN]:
-        print(f"  {name}: {reason}")
-    if len(entries) > _SHOWN:
-        print(f"  ... and {len(entries) - _SHOWN} more")
+        print_reasons("missing", [(name, "listed, but not there") for name in manifest["missing"]])
+        print_reasons("left out", [(s["name"], s["reason"]) for s in manifest["skipped"]])
 
 
 def _inspect(args: argparse.Namespace) -> None:
     config = read_fields(args, VideoDataConfig)
     data = open_video_data(config)
     print(f"source: {config.source} {config.path}".rstrip())
-    more = ", ..." if len(data.classes) > _SHOWN else ""
-    print(f"{len(data.classes)} classes: {', '.join(data.classes[:_SHOWN])}{more}")
+    more = ", ..." if len(data.classes) > SHOWN else ""
+    print(f"{len(data.classes)} classes: {', '.join(data.classes[:SHOWN])}{more}")
     for split, videos in (("training", data.train_videos), (config.eval_split, data.eval_videos)):
         if videos is None:
             print(f"{split}: none")
             continue
         counts = np.bincount(videos.labels, minlength=len(videos.classes))
         print(f"{split}: {len(videos)} videos, {counts.min()} to {counts.max()} of a class")
-        _print_left_out("missing", [(name, "listed, but not there") for name in videos.missing])
+        print_reasons("missing", [(name, "listed, but not there") for name in videos.missing])
         _probe(videos, len(videos) if args.verify else args.probe)
         if args.verify:
             _verify(videos)
@@ -141,12 +128,12 @@ def _probe(videos: Videos, most: int) -> None:
         except (VideoError, VideoTimeout) as error:
             bad.append((videos.name(int(index)), getattr(error, "reason", str(error))))
     if lengths:
-        shown = ", ".join(f"{w} x {h}" for w, h in sorted(sizes)[:_SHOWN])
+        shown = ", ".join(f"{w} x {h}" for w, h in sorted(sizes)[:SHOWN])
         print(
             f"  {len(lengths)} opened: {min(lengths)} to {max(lengths)} frames at {min(rates):.4g} to "
             f"{max(rates):.4g} a second, {shown} pixels"
         )
-    _print_left_out("  cannot be read", bad)
+    print_reasons("  cannot be read", bad)
 
 
 def _verify(videos: Videos) -> None:
@@ -163,7 +150,7 @@ def _sheet(data: VideoData, path: Path) -> None:
     """A row of frames per class: the first of its training videos that can be read."""
     rows, views = [], data.views(videos=data.train_videos, clips=1, crops=1)
     for label, name in enumerate(data.classes):
-        for index in np.flatnonzero(data.train_videos.labels == label)[:_SHOWN]:
+        for index in np.flatnonzero(data.train_videos.labels == label)[:SHOWN]:
             view = views[int(index)]
             if view["valid"]:
                 rows.append((name, view["frames"]))
@@ -181,16 +168,7 @@ def _fetch(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line that says what is wrong."""
     commands = {"generate": _generate, "prepare": _prepare, "inspect": _inspect, "fetch": _fetch}
-    try:
-        args = _parser().parse_args(argv)
-        commands[args.command](args)
-    except (ValueError, ImportError, OSError, VideoDataError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), commands, argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.common.data import Batches
+from tasks.common.data_command import progress_bar
 from tasks.common.video.errors import VideoDataError
-from tasks.common.video.progress import progress_bar
 from tasks.common.video.skips import SkipReport
 from tasks.video.data import generated, layouts, lists
 from tasks.video.data.config import VideoDataConfig

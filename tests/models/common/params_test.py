@@ -1,4 +1,6 @@
-"""Flat names, layer stacking, differences and the size report."""
+"""Flat names, layer stacking, differences, the size report, initial values."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,13 @@ import pytest
 from models.common.params import (
     count,
     flatten_names,
+    lecun_normal,
     list_differences,
     size_report,
     stack_layers,
     unflatten_names,
     unstack_layers,
+    xavier_uniform,
 )
 
 
@@ -94,3 +98,12 @@ def test_size_report_adds_up():
         ["layers/*/mlp/kernel", "24"],
         ["layers/*/norm/scale", "6"],
     ]
+
+
+def test_initialisers():
+    xavier = xavier_uniform(30, 60)(jax.random.key(0), (100, 100))
+    assert abs(float(xavier.std()) / math.sqrt(2 / 90) - 1) < 0.02
+    assert float(jnp.abs(xavier).max()) <= math.sqrt(6 / 90)
+    lecun = lecun_normal(25)(jax.random.key(0), (100, 100))
+    assert abs(float(lecun.std()) / 0.2 - 1) < 0.03
+    assert float(jnp.abs(lecun).max()) <= 2 * 0.2 / 0.879

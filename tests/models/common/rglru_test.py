@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.common.block_diagonal import block_diagonal
-from models.common.params import flatten_names, unflatten_names
+from models.common.params import flatten_names, initialize, unflatten_names
 from models.common.rglru import (
     RadiusInit,
     frame_positions,
@@ -20,7 +20,6 @@ from models.common.rglru import (
     rg_lru_specs,
 )
 from models.common.temporal_conv import temporal_conv
-from models.common.vit import initialize
 
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 B, T, P, D, E, G = 2, 9, 3, 6, 8, 2

@@ -1,4 +1,4 @@
-"""Patches, positions, norms, initial values. The block is compared with the official one in golden/."""
+"""Patches, positions, norms. The block is compared with the official one in golden/."""
 
 import math
 
@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from kernels.common.dispatch import compiling_for
+from models.common.params import unflatten_names
 from models.common.vit import (
     as_float,
     attention,
     dropout,
     grid_of,
     layer_norm,
-    lecun_normal,
     linear_gelu,
     patchify,
     resize_positions,
     sincos_positions,
     unpatchify,
-    xavier_uniform,
+    vit_block,
+    vit_block_specs,
 )
 
 
@@ -90,15 +91,6 @@ def test_dropout_keeps_the_mean():
     assert abs(float(dropped.mean()) - 1) < 0.03
 
 
-def test_initialisers():
-    xavier = xavier_uniform(30, 60)(jax.random.key(0), (100, 100))
-    assert abs(float(xavier.std()) / math.sqrt(2 / 90) - 1) < 0.02
-    assert float(jnp.abs(xavier).max()) <= math.sqrt(6 / 90)
-    lecun = lecun_normal(25)(jax.random.key(0), (100, 100))
-    assert abs(float(lecun.std()) / 0.2 - 1) < 0.03
-    assert float(jnp.abs(lecun).max()) <= 2 * 0.2 / 0.879
-
-
 def test_bytes_become_fractions():
     np.testing.assert_array_equal(as_float(np.array([0, 255], np.uint8)), [0.0, 1.0])
     assert as_float(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
@@ -150,6 +142,54 @@ def test_cudnn_is_given_even_lengths_to_differentiate(monkeypatch, tokens, maske
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
     np.testing.assert_allclose(run(x, "cudnn"), expected[0], atol=1e-4, rtol=1e-5)
     assert lengths[1:] == [tokens]
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [(3, [4, 6]), (2, [2, 6]), (None, [6, 6])])
+def test_cudnn_is_given_even_numbers_of_queries_and_of_keys(monkeypatch, asked, sizes):
+    """Of 5 tokens, of which the last 3 (or 2) are asked for."""
+    params = {f"{name}_proj": {"kernel": normal(8, 8, seed=i)} for i, name in enumerate("qkv")}
+    params["out_proj"] = {"kernel": normal(8, 8, seed=4)}
+    x, plain, lengths = normal(3, 5, 8, seed=5), jax.nn.dot_product_attention, []
+    mask = jnp.ones((3, 5, 5), bool).at[:, 3, 2].set(False)
+
+    def cudnn(q, k, v, implementation, key_value_seq_lengths=None, mask=None):
+        lengths.extend([q.shape[1], k.shape[1]])
+        return plain(q, k, v, key_value_seq_lengths=key_value_seq_lengths, mask=mask, implementation="xla")
+
+    def run(x, implementation, asked):
+        out = attention(x, params, 2, "float32", implementation, mask, asked)
+        return jnp.sum((out * normal(3, 5, 8, seed=6)[:, 5 - out.shape[1] :])[:, -(asked or 5) :])
+
+    def sliced(x):
+        out = attention(x, params, 2, "float32", None, mask) * normal(3, 5, 8, seed=6)
+        return jnp.sum(out[:, 5 - (asked or 5) :])
+
+    expected = jax.value_and_grad(sliced)(x)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    found = jax.value_and_grad(run)(x, "cudnn", asked)
+    assert lengths == sizes
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_only_the_tokens_asked_for_are_computed(rows):
+    """The last ones, as they come out of the whole block; the mask may be of all tokens or of each."""
+    params = random_block(8, 12, 2)
+    x = normal(2, 3, 5, 8)
+    mask = jnp.asarray(np.random.default_rng(1).random((2, 3, rows, 5)) < 0.7).at[..., 0].set(True)
+    whole = vit_block(x, params, 2, "float32", mask=mask)
+    found = vit_block(x, params, 2, "float32", mask=mask, asked=2)
+    assert found.shape == (2, 3, 2, 8)
+    np.testing.assert_allclose(found, whole[..., 3:, :], atol=2e-6)
+
+
+def random_block(width, mlp_size, heads):
+    specs = vit_block_specs(width, mlp_size, heads)
+    draw = np.random.default_rng(3)
+    return unflatten_names(
+        {name: jnp.asarray(0.4 * draw.normal(size=spec.shape), jnp.float32) for name, spec in specs.items()}
+    )
 
 
 def test_masked_keys_weigh_exactly_nothing():

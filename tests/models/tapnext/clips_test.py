@@ -60,9 +60,9 @@ def test_groups_are_tracked_on_their_own_by_one_program():
         options |= {"both_ways": False, "chunk": 3}
         return track_clip(CONFIG, PARAMS, FRAMES, queries, **options).visible_logits
 
-    before = clips_module._step._cache_size()
+    before = clips_module._step_program()._cache_size()
     found = logits(QUERIES, group_size=2)
-    assert clips_module._step._cache_size() == before + 1
+    assert clips_module._step_program()._cache_size() == before + 1
     np.testing.assert_allclose(found[:2], logits(QUERIES[:2]), atol=1e-4)
     np.testing.assert_allclose(found[2:], logits(QUERIES[2:]), atol=1e-4)
     assert np.abs(logits(QUERIES)[0] - found[0]).max() > 1e-4

@@ -46,10 +46,9 @@ def roll(state, frames, edits=None):
 
 def rows_of(state, index):
     """Memory of one slot; -1 is the virgin."""
-    slots = state.in_use.shape[1] + 1
-    index = index % slots
-    return [np.asarray(layer.lru[0])[-slots:][index] for layer in state.model.layers.values()] + [
-        np.asarray(layer.conv[0])[:, -slots:][:, index] for layer in state.model.layers.values()
+    index = index % (state.in_use.shape[1] + 1) - state.model.queries.frame.shape[1]
+    return [np.asarray(layer.lru[0])[index] for layer in state.model.layers.values()] + [
+        np.asarray(layer.conv[0])[:, index] for layer in state.model.layers.values()
     ]
 
 
@@ -89,7 +88,7 @@ def test_a_filled_slot_takes_the_virgins_memory_bit_for_bit():
     for slot, expected in ((2, virgin), (3, virgin), (-1, virgin), (1, others)):
         for found, row in zip(rows_of(filled, slot), expected, strict=True):
             np.testing.assert_array_equal(found, row)
-    np.testing.assert_array_equal(filled.model.queries.frame[0, :, 0], [0, 0, 5, 9, *[NEVER] * 3])
+    np.testing.assert_array_equal(filled.model.queries.frame[0, :, 0], [0, 0, 5, 9, *[NEVER] * 6])
     np.testing.assert_array_equal(filled.in_use[0], [True] * 4 + [False] * 2)
 
 
@@ -123,11 +122,20 @@ def test_the_virgin_is_what_a_late_query_would_be():
 def test_who_sees_whom():
     state = change(init_slots(CONFIG, SLOTS), fill={0: (0, 1, 1), 1: (2, 2, 2), 2: (9, 3, 3)}, free=[2])
     mask = np.asarray(slot_mask(state, 3, jnp.array([[1, 2]])))[0]
-    seen = np.array([True] * 3 + [True, True, False, False, False, False] + [False])
-    expected = np.tile(seen, (10, 1))
+    # The image, the slots, the virgin, three that fill up.
+    seen = np.array([True] * 3 + [True, True, False, False, False, False] + [False] * 4)
+    expected = np.tile(seen, (13, 1))
     np.testing.assert_array_equal(mask[0], expected)  # slot 1 waits
-    expected[-1, -1] = True  # nothing waits: the virgin sees itself
+    expected[9, 9] = True  # nothing waits: the virgin sees itself
     np.testing.assert_array_equal(mask[1], expected)
+
+
+def test_tokens_of_a_frame_fill_up_what_gpus_read_at_once():
+    """6 patches of the native image, 24 of a larger one; S + 1 tracks at least."""
+    for slots, image_size, tokens in ((1, None, 8), (2, None, 16), (7, (16, 24), 32), (8, (16, 24), 40)):
+        state = init_slots(CONFIG, slots, image_size=image_size)
+        assert state.model.layers["0"].lru.shape[1] == tokens, (slots, image_size)
+        assert state.in_use.shape == (1, slots)
 
 
 def test_moving_a_slot_gives_it_a_place_and_keeps_its_memory():

@@ -63,13 +63,13 @@ def test_slots_are_added_moved_and_freed_while_it_runs():
 
 def test_one_program_per_resolution_number_of_slots_and_of_frames():
     """However many points come and go, and for every tracker."""
-    before = tracker_module._step._cache_size()
+    before = tracker_module._step_program()._cache_size()
     for _ in range(2):
         tracker = make()
         for t, frame in enumerate(FRAMES[:4]):
             tracker.add([[t, 1.0 + t, 2.0]])
             tracker.step(frame[None])
-    assert tracker_module._step._cache_size() <= before + 1
+    assert tracker_module._step_program()._cache_size() <= before + 1
 
 
 @pytest.mark.slow

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.common.params import unflatten_names
-from models.common.vit import ONES
+from models.common.params import ONES, unflatten_names
 from models.trecvit import (
     MAEConfig,
     TRecViTConfig,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from models import tapnext
-from models.common.params import unflatten_names
-from models.common.vit import ONES
+from models.common.params import ONES, unflatten_names
 from tasks.points import eval as evaluation
 from tasks.points.data.sets import open_set
 from tasks.points.evaluators import queries_of

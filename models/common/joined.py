@@ -1,0 +1,87 @@
+"""Parameters for inference: maps of one input as one matrix, made once when a model is loaded.
+
+A few rows, such as one frame's, leave most of a GPU idle, and every product costs the time of its launch. So
+maps that read the same input become one product: `join_params` puts their matrices side by side, under both
+names, "linear_x+linear_y". Layers take either form and give the same up to rounding. Checkpoints, converters
+and training know the canonical form only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import block_diag
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from models.common.layers import linear
+from models.common.params import flatten_names, unflatten_names
+from models.common.shapes import Params
+
+JOINT = "+"
+BRANCHES, GATES = ("linear_x", "linear_y"), ("input_gate", "a_gate")
+# Of a gated MLP, whose canonical "up" holds both, one above the other [2, D, F]: a slice of it is a copy.
+UP, HALVES = "up", ("gate", "value")
+
+
+def join_params(params: Params) -> Params:
+    """The tree with `BRANCHES`, `GATES` and `HALVES` side by side; one that has them so is left as it is.
+
+    Args:
+      params: canonical tree, or any group of one.
+    """
+    joined: Params = {}
+    for name, group in params.items():
+        if name == UP and group["kernel"].ndim == 3:
+            halves = ({leaf: x[half] for leaf, x in group.items()} for half in range(2))
+            joined[JOINT.join(HALVES)] = _side_by_side(list(halves))
+        else:
+            joined[name] = join_params(group) if isinstance(group, dict) else group
+    for names in (BRANCHES, GATES):
+        if all(name in joined for name in names):
+            groups = [joined.pop(name) for name in names]
+            joined[JOINT.join(names)] = _side_by_side(
+                [_dense(x) for x in groups] if names == GATES else groups
+            )
+    return joined
+
+
+def _dense(group: Params) -> Params:
+    """Blocks [G, I, O] in a matrix [G I, G O] of zeros.
+
+    As long as channels are few, a product with the zeros takes less time than one of small blocks: XLA has
+    that one read its bias as an array as large as its result.
+    """
+    return {"kernel": block_diag(*group["kernel"]), "bias": group["bias"].ravel()}
+
+
+def _side_by_side(groups: Sequence[Params]) -> Params:
+    return {leaf: jnp.concatenate([group[leaf] for group in groups], axis=-1) for leaf in groups[0]}
+
+
+def is_joined(params: Params) -> bool:
+    """Whether `join_params` has been here."""
+    return any(JOINT in name for name in flatten_names(params))
+
+
+def expected_shapes(specs: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """What has the shape of each parameter, by flat name, in the form that `params` are in.
+
+    Args:
+      specs: flat canonical name -> what has the parameter's `shape`.
+    """
+    if not is_joined(params):
+        return dict(specs)
+    tree = {name: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for name, spec in specs.items()}
+    return flatten_names(jax.eval_shape(join_params, unflatten_names(tree)))
+
+
+def linear_each(
+    x: Float[Array, "*B D"], params: Params, names: Sequence[str], dtype: DTypeLike
+) -> list[Float[Array, "*B F"]]:
+    """`linear` by each of these maps, which have outputs of one size."""
+    both = params.get(JOINT.join(names))
+    if both is None:
+        return [linear(x, params[name], dtype) for name in names]
+    return jnp.split(linear(x, both, dtype), len(names), axis=-1)
