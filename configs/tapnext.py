@@ -2,7 +2,7 @@
 
     python -m tasks.points.train --config=configs/tapnext.py
         A small tracker on generated clips with exact tracks (embedded: textures from photographs in installed
-        packages), a quarter of an hour on two CPU cores. size=Ti or S with recipe=gpu: minutes on one GPU.
+        packages), a quarter of an hour on two CPU cores. recipe=gpu: half an hour on one GPU.
 
     python -m tasks.points.train --config=configs/tapnext.py:recipe=paper,data=records,path=data/movi
         TAPNext-B on Kubric's MOVi-E/F, converted by `python -m tasks.points.data convert-movi`.
@@ -25,9 +25,11 @@ from configs.common import VIT_WIDTHS, parse_args
 
 DATA = ("generated", "folder", "npz", "pointodyssey", "records")
 RECIPES = ("", "small", "gpu", "paper", "long")
-# width, layers, MLP size, heads of the models, as in models/tapnext, and of one for two CPU cores.
+# width, layers, MLP size, heads of the models, as in models/tapnext, and of two of our own: one for two CPU
+# cores, and half of Ti, whose bfloat16 weights are a file of 13 MB.
 WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "mini": (64, 4, 192, 4),
+    "half": (192, 6, 768, 3),
     **VIT_WIDTHS,
 }
 
@@ -45,7 +47,7 @@ VARIANTS = (
 def get_config(arg: str | None = None) -> ConfigDict:
     """The configuration; `arg` is what follows the colon. All arguments are optional.
 
-    size: mini, mu, Ti, S, M, B, L, ...: of the model. "": the recipe's.
+    size: mini, half, mu, Ti, S, M, B, L, ...: of the model. "": the recipe's.
     data, path: generated, folder, npz, pointodyssey or records, and where it lies.
     init: weights to start from: a run's workdir, or a released .npz, .pt or .ckpt.
     numerics: jax, or torch for weights of TAPNext++.
@@ -102,10 +104,10 @@ def _small(args: ConfigDict) -> dict[str, Any]:
 
 
 def _gpu(args: ConfigDict) -> dict[str, Any]:
-    """Minutes on one GPU."""
+    """Half an hour on one GPU."""
     steps = args.steps or 10_000
     return {
-        **_model(args, "Ti", side=128, patch=8, frames=24, tracks=64),
+        **_model(args, "half", side=128, patch=8, frames=24, tracks=64),
         "optim": _adamw(args.lr or 1e-3, 0.05, steps, warmup=min(500, steps)),
         "train": _train(args, steps, args.batch or 32, eval_every=max(1, steps // 8), workers=12),
         "eval": {"batch_size": 32},

