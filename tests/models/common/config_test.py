@@ -10,7 +10,7 @@ from models.tapnext import TAPNextConfig
 
 @pytest.mark.parametrize("file", ["tapnext", "trecvit"])
 def test_config_files_repeat_the_table(file: str) -> None:
-    """Sizes of their own come on top; "mini", for two CPU cores, is smaller than all others of several layers."""
+    """Sizes of their own come on top; "mini", for two CPU cores, is the smallest of several layers."""
     widths = dict(importlib.import_module(f"configs.{file}").WIDTHS)
     own = {name: widths.pop(name) for name in set(widths) - set(VIT_SIZES)}
     assert widths == VIT_SIZES
