@@ -32,6 +32,7 @@ def _check(records: list[dict], vocab: int) -> None:
     assert found[-1] < found[0] - 0.3
 
 
+@pytest.mark.slow
 def test_jsonl_zst_prepared_by_the_command(tmp_path: Path) -> None:
     """`tasks.lm.data prepare`, then training from its shards."""
     from tasks.lm.data.__main__ import main

@@ -82,6 +82,7 @@ def test_shapes_with_thresholds_prune(work: Workload) -> None:
     assert difference > 2 * TOLERANCE["bfloat16"]
 
 
+@pytest.mark.slow
 def test_both_backward_kernels_form_the_same_score_gradients() -> None:
     """A gate's gradient is a sum, to the end, of row sums of one kernel less column sums of the other."""
     rng = np.random.default_rng(0)

@@ -48,7 +48,7 @@ def in_two(
 
 
 @pytest.mark.parametrize("implementation", ["xla_chunked", "reference"])
-@pytest.mark.parametrize("start", [None, (0, 50)])
+@pytest.mark.parametrize("start", [None, pytest.param((0, 50), marks=pytest.mark.slow)])
 def test_two_partials_equal_the_whole(implementation: str, start: tuple[int, int] | None) -> None:
     args = inputs()
     seq_start = None if start is None else jnp.asarray(start)

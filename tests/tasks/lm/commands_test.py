@@ -168,6 +168,7 @@ def test_generation_from_a_run_repeats_with_its_seed(run, capsys, tmp_path):
     assert texts[0].count("from a file ") == 2
 
 
+@pytest.mark.slow
 def test_generation_from_an_official_checkpoint_is_greedy_by_hand(unigram, capsys):
     """The largest weight is that of the last id, which is the pad: it has no text."""
     words = [f"--checkpoint={unigram}", "--tokenizer=bytes", "--prompt=x", "--greedy", "--max_new_tokens=3"]

@@ -219,6 +219,7 @@ MESH_PROGRAM = """
 """
 
 
+@pytest.mark.slow
 def test_equal_on_a_mesh_of_eight_devices():
     environment = {
         "JAX_PLATFORMS": "cpu",
