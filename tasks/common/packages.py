@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,21 @@ Manager = Literal["apt", "npm", "pip"]
 Say = Callable[[str], None]
 
 _TIMEOUT = 1800  # seconds
+
+
+def choose[T](table: Mapping[str, T], names: Sequence[str], what: str, error: type[ValueError]) -> list[T]:
+    """The named entries of a table of what packages hold, in its order; none named: all.
+
+    Args:
+      table: by name.
+      names: of entries.
+      what: an entry is, for the message.
+      error: is raised of an unknown name.
+    """
+    for name in names:
+        if name not in table:
+            raise error(f"unknown {what} {name!r}: there are {', '.join(table)}")
+    return [entry for name, entry in table.items() if name in names or not names]
 
 
 def find_package(manager: Manager, package: str, folder: Path) -> Path | None:

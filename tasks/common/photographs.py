@@ -32,7 +32,7 @@ VALIDATION = (
 )
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 _INSTALL = {"skimage": "pip install 'foxtrot[video]' (it needs scikit-image)", "matplotlib": "reinstall it"}
-_LONGEST = 640  # pixels of a photograph's longer side: more would only be thrown away by the crops
+LONGEST = 640  # pixels of a photograph's longer side: more would only be thrown away by the crops
 _TRIES = 8
 _FLAT = 10.0  # standard deviation of grey levels below which a crop shows nothing
 _ZOOM = 2.5
@@ -77,7 +77,7 @@ def load_photographs(split: str) -> tuple[UInt8[np.ndarray, "H W 3"], ...]:
     arrays = []
     for path in photograph_files(split):
         image = image_module.open(path).convert("RGB")
-        image.thumbnail((_LONGEST, _LONGEST), image_module.Resampling.BILINEAR)
+        image.thumbnail((LONGEST, LONGEST), image_module.Resampling.BILINEAR)
         arrays.append(np.asarray(image))
     return tuple(arrays)
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.common.bench import DeviceTiming, Rates, measure_rates
+from kernels.common.compiler import compiler_options
 from models import tapnext
 from models.tapnext import TAPNextConfig, TAPNextOutput, TAPNextRuntime, TAPNextState
 from tasks.common.bench import (
@@ -40,7 +41,6 @@ from tasks.common.bench import (
 from tasks.common.errors import ConfigError
 from tasks.common.flops import utilisation
 from tasks.common.mesh import put_batch
-from tasks.common.step import compiler_options
 from tasks.points.benchmark_cases import CASES, STAND_INS, STREAMS, Case, Setup, prepare
 from tasks.points.train import abstract_batch, make_job
 

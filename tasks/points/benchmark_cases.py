@@ -5,10 +5,10 @@ from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
+from kernels.common.compiler import compiler_options
 from tasks.common.bench import Goal
 from tasks.common.config import load_config, override_all, with_defaults
 from tasks.common.errors import ConfigError
-from tasks.common.step import compiler_options
 from tasks.points.config import SCHEMA, PointsConfig, freeze_all
 
 # Without gradients nothing is recomputed, and a scan over the layers would only stack their parameters.

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kernels.common.bench import DeviceTiming, Rates, measure_rates
+from kernels.common.compiler import compiler_options
 from models import trecvit
 from models.common.sharding import ShardingRules
 from models.trecvit import TRecViTConfig, TRecViTRuntime, TRecViTState
@@ -41,7 +42,7 @@ from tasks.common.config import freeze, override_all, with_defaults
 from tasks.common.errors import ConfigError
 from tasks.common.mesh import MeshConfig, make_mesh, put_batch
 from tasks.common.optim import OptimConfig, make_optimizer
-from tasks.common.step import abstract_state, compiler_options, fresh_state, make_train_step
+from tasks.common.step import abstract_state, fresh_state, make_train_step
 from tasks.video.augment import AugmentConfig
 from tasks.video.losses import video_loss_fn
 

