@@ -4,6 +4,7 @@ DIR/evaluation.json       what is evaluated on what, and how; another one does n
 DIR/videos/00012.npz      the 13th video: predicted tracks, metrics, reappearances; there whole or not at all
 DIR/per_video.csv         one line per video
 DIR/summary.json          means over the set, how many videos each is of, and evaluation.json again
+DIR/config.json           command, device, versions and source revision, as every run has them
 """
 
 import csv
@@ -18,7 +19,7 @@ import numpy as np
 
 from models.common.official import read_npz
 from tasks.common.errors import ConfigError, writing
-from tasks.common.resolved import describe_differences
+from tasks.common.resolved import describe_differences, save_resolved
 from tasks.common.storage import atomic_write, write_json
 from tasks.points.data.tracked_video import TrackedSet
 from tasks.points.evaluators import VideoResult
@@ -66,6 +67,7 @@ class EvaluationStore:
         with writing(folder, "the evaluation"):
             (folder / "videos").mkdir(parents=True, exist_ok=True)
             write_json(path, self._identity, allow_nan=False)
+        save_resolved(folder, self._identity)
 
     def _path(self, index: int) -> Path:
         return self.folder / "videos" / f"{index:05d}.npz"
@@ -128,6 +130,26 @@ class EvaluationStore:
             atomic_write(self.folder / _TABLE, text.getvalue())
             write_json(self.folder / _SUMMARY, summary, allow_nan=False)
         return means
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished evaluation.
+
+    Raises:
+      ConfigError: there is none, or it is damaged.
+    """
+    path = folder / _SUMMARY
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} holds no finished evaluation (no {_SUMMARY}): give outputs of tasks.points.eval"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged ({error}); evaluate again") from error
+    if not isinstance(found, dict) or not {"means", "query_mode", "predictor", "videos"} <= found.keys():
+        raise ConfigError(f"{path}: not the summary of an evaluation of points; evaluate again")
+    return found
 
 
 def summarize(results: Sequence[VideoResult]) -> dict[str, Mean]:

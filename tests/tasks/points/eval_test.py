@@ -310,7 +310,6 @@ def test_damage_met_on_the_way_is_named_and_the_rest_kept(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give one of --workdir=RUN .* and --checkpoint=FILE"),
         (["--workdir=a", "--checkpoint=b"], "give one of --workdir=RUN"),
         (["--predictor=static", "--checkpoint=b"], "--predictor=static has no weights"),
         (["--checkpoint=nowhere.npz"], r"nowhere\.npz: no such file or folder"),
