@@ -49,7 +49,7 @@ class Follower:
     ):
         self.seconds, self._next = 0.0, 0
         self._chunk, self._gate = chunk, gate
-        self._first = query_tyx[:, 0].astype(np.int64)
+        self._first, self._asked_yx = query_tyx[:, 0].astype(np.int64), query_tyx[:, None, 1:]
         self._scale_xy = np.array([width / model.units[1], height / model.units[0]], np.float32)
         self._tracker = model.tracker(slots)
         self._slots = self._tracker.add(query_tyx)
@@ -70,14 +70,18 @@ class Follower:
         tracks_yx, logits, certainty = (
             leaf[self._slots, :count] for leaf in (found.tracks_yx, found.visible_logits, found.certainty)
         )
-        known = self._next + np.arange(count) >= self._first[:, None]
+        age = self._next + np.arange(count) - self._first[:, None]
+        known, given = age >= 0, age == 0
         finite = np.isfinite(tracks_yx).all(axis=-1) & np.isfinite(logits) & np.isfinite(certainty)
         if not finite[known].all():
             raise RunError(
                 f"the model's output is not finite from frame {self._next} on: are its weights good?"
             )
         sure = jnp.asarray(certainty) if self._gate else None
-        visible = np.asarray(tapnext.is_visible(jnp.asarray(logits), sure))
+        # At its own frame a point is where it was asked for: what the model makes of that (TAP-Vid does not
+        # count it) would draw a line across the picture.
+        visible = np.asarray(tapnext.is_visible(jnp.asarray(logits), sure)) | given
+        tracks_yx = np.where(given[..., None], self._asked_yx, tracks_yx)
         rows = [track_rows(len(self._first)) for _ in range(count)]
         for number, row in enumerate(rows):
             row["xy"] = np.where(known[:, number, None], tracks_yx[:, number, ::-1] * self._scale_xy, np.nan)

@@ -68,10 +68,15 @@ def apply(params: Any, video: jax.Array, query_tyx: jax.Array) -> tuple[jax.Arra
 def whole_clip(
     params: Any, frames: np.ndarray, queries_txy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(tracks_xy in pixels of the video, visible, certainty) by one call of the model on the whole clip."""
+    """(tracks_xy in pixels of the video, visible, certainty) by one call of the model on the whole clip.
+
+    At its own frame a point is where it was asked for.
+    """
     tyx = np.stack([queries_txy[:, 0], *(queries_txy[:, 1:] / SCALE).T[::-1]], -1)
     tracks_yx, visible, sure = apply(params, frames[None], tyx[None].astype(np.float32))
-    return np.asarray(tracks_yx)[..., ::-1] * SCALE, np.asarray(visible), np.asarray(sure)
+    asked = np.arange(len(frames)) == queries_txy[:, :1]
+    tracks_xy = np.where(asked[..., None], queries_txy[:, None, 1:], tracks_yx[..., ::-1] * SCALE)
+    return tracks_xy, np.asarray(visible) | asked, np.asarray(sure)
 
 
 def seen(video: Path) -> np.ndarray:
