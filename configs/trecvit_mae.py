@@ -5,7 +5,10 @@
         --compare=runs/trecvit_mae/probe-random-0
 
 Of each seed: an auto-encoder on the generated clips, a probe of its encoder, and a probe of an encoder as it
-was initialised. Both probes train the same read-out on the same batches.
+was initialised. Both probes train the same read-out on the same batches. The auto-encoder paints what changes
+from frame to frame (`mae.target`, see tasks/video/README.md): the clips' classes are motions. One that paints
+pixels: `python -m tasks.video.train --config=configs/trecvit.py:objective=mae --config.mae.target=pixels
+--config.mae.normalize=true`.
 
 Arguments of the file, all optional: runs, the folder given as --runs; seeds, how many; size, image, workers,
 epochs of pre-training and probe_epochs as in `configs/trecvit.py`.

@@ -6,8 +6,10 @@ from models.trecvit.config import SIZES, MAEConfig, TRecViTConfig, TRecViTRuntim
 from models.trecvit.heads import ClipOutput, split_clips
 from models.trecvit.imagenet import Imported, from_imagenet
 from models.trecvit.mae import (
+    CHANGE_UNIT,
     MAEState,
     apply_mae,
+    change_targets,
     draw_kept_tubes,
     init_mae_params,
     init_mae_state,
@@ -29,6 +31,7 @@ from models.trecvit.parameters import (
 from models.trecvit.state import TRecViTState, init_state
 
 __all__ = [
+    "CHANGE_UNIT",
     "SIZES",
     "ClipOutput",
     "Imported",
@@ -41,6 +44,7 @@ __all__ = [
     "apply",
     "apply_mae",
     "cast_params",
+    "change_targets",
     "convert",
     "count_params",
     "decay_mask",

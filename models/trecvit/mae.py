@@ -36,6 +36,10 @@ from models.trecvit.state import init_layers
 
 Kept = Int[Array, "B Q"]
 
+# About the standard deviation of pixels in [0, 1]. Far smaller targets than what a fresh decoder says (of
+# variance 1) teach it to say nothing before it has learnt anything.
+CHANGE_UNIT = 0.25
+
 
 class MAEState(NamedTuple):
     """Memory of encoder and decoder; every leaf has the batch first. The kept tubes are not part of it.
@@ -128,6 +132,26 @@ def pixel_targets(
     return (centred / (colours.std(axis=-2, keepdims=True, ddof=1) + 1e-6)).reshape(patches.shape)
 
 
+def change_targets(video: Video, patch_size: tuple[int, int]) -> Float[Array, "B changes P pixels"]:
+    """Of every patch of frames 1..T-1 its pixels minus those of the frame before: zero where nothing moves.
+
+    What stands still, most of a video's pixels, asks nothing of the model: motion does.
+
+    Args:
+      video: at least two frames, pixels in [0, 1], or uint8.
+
+    Returns:
+      [B, T - 1, P, pixels], float32, in units of `CHANGE_UNIT`.
+
+    Raises:
+      ValueError: a single frame.
+    """
+    if video.shape[1] < 2:
+        raise ValueError(f"video has {video.shape[1]} frame: what changes needs at least two")
+    patches = pixel_targets(video, patch_size, normalize=False)
+    return (patches[:, 1:] - patches[:, :-1]) / CHANGE_UNIT
+
+
 def apply_mae(
     config: MAEConfig,
     runtime: TRecViTRuntime,
@@ -148,7 +172,8 @@ def apply_mae(
       state, reset, rng: as in `models.trecvit.apply`.
 
     Returns:
-      (predictions in float32 for `pixel_targets`; the state after the call, None if none was given).
+      (predictions in float32 for `pixel_targets` or `change_targets`; the state after the call, None if none
+      was given).
 
     Raises:
       ValueError: parameters that are not this config's, or inputs that do not fit together.

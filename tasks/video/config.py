@@ -14,7 +14,7 @@ from tasks.common.resolved import FREE_KEYS
 from tasks.common.writer import LogConfig
 from tasks.video.augment import AugmentConfig
 from tasks.video.data import VideoDataConfig
-from tasks.video.losses import Painted
+from tasks.video.losses import Painted, Target
 from tasks.video.metrics import Average
 
 Objective = Literal["classes", "mae"]
@@ -57,7 +57,8 @@ class MAETrainConfig:
 
     mask_ratio: share of the tubes that are hidden.
     decoder_width, decoder_depth, decoder_heads: of the decoder; None: half the encoder's width and heads.
-    normalize: targets standardised per patch.
+    target: the decoder paints the "pixels" of a frame (VideoMAE, TRecViT), or its "change" from the last one.
+    normalize: pixels standardised per patch; a change is not.
     painted: the loss is over the "masked" patches or "all".
     """
 
@@ -65,6 +66,7 @@ class MAETrainConfig:
     decoder_width: int | None = None
     decoder_depth: int = 4
     decoder_heads: int | None = None
+    target: Target = "pixels"
     normalize: bool = True
     painted: Painted = "masked"
 
@@ -180,6 +182,13 @@ def _check_mae(cfg: VideoConfig) -> None:
         cfg.mae.model(cfg.model)
     except ValueError as error:
         raise ConfigError(f"config section 'mae': {error}") from error
+    if cfg.mae.target == "change" and cfg.mae.normalize:
+        raise ConfigError(
+            "mae.normalize = true, mae.target = 'change': a change is not standardised (where nothing moves "
+            "it is noise): set mae.normalize=false"
+        )
+    if cfg.mae.target == "change" and cfg.data.frames < 2:
+        raise ConfigError(f"data.frames = {cfg.data.frames}: mae.target = 'change' needs at least 2")
     for name in ("mixup_alpha", "cutmix_alpha", "label_smoothing"):
         if getattr(cfg.augment, name):
             raise ConfigError(

@@ -12,12 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from models.common.shapes import Key
 from models.common.sharding import per_shard
-from models.trecvit import pixel_targets
+from models.trecvit import change_targets, pixel_targets
 from tasks.common.errors import ConfigError
 from tasks.video.augment import AugmentConfig, augment, augment_frames
 
 LossFn = Callable[[Any, dict[str, Any], Any], tuple[Any, dict[str, Any]]]
 Painted = Literal["masked", "all"]
+Target = Literal["pixels", "change"]
 
 
 @runtime_checkable
@@ -170,6 +171,7 @@ def mae_loss(
     patch_size: tuple[int, int],
     normalize: bool = True,
     on: Painted = "masked",
+    target: Target = "pixels",
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Mean squared error of the painted pixels, per pixel value.
 
@@ -180,19 +182,26 @@ def mae_loss(
       patch_size: height and width of a patch.
       normalize: compare with the pixels standardised per patch and colour (VideoMAE; `pixel_targets`).
       on: "masked" patches (VideoMAE), or "all" of them (TRecViT's wording).
+      target: the "pixels" of a frame; or its "change" from the frame before (`change_targets`; not
+        standardised, whatever `normalize` says): what is said at the first frame does not count.
 
     Returns:
       (loss; aux: "loss" (sum over the patches that count of their mean squared error, their number) and
       "weight", that number).
 
     Raises:
-      ValueError: predictions that are not of the frames' patches.
+      ValueError: predictions that are not of the frames' patches; the change of a single frame.
     """
     if on not in ("masked", "all"):
         raise ValueError(f"on = {on!r}: must be 'masked' or 'all'")
+    if target not in ("pixels", "change"):
+        raise ValueError(f"target = {target!r}: must be 'pixels' or 'change'")
 
     def local(predictions: Array, frames: Array, masked: Array) -> tuple[Array, Array]:
-        targets = pixel_targets(frames, patch_size, normalize)
+        if target == "change":
+            targets, predictions = change_targets(frames, patch_size), predictions[:, 1:]
+        else:
+            targets = pixel_targets(frames, patch_size, normalize)
         if predictions.shape != targets.shape:
             raise ValueError(f"predictions have shape {predictions.shape}; the patches {targets.shape}")
         errors = jnp.mean(jnp.square(predictions.astype(jnp.float32) - targets), axis=-1)
@@ -212,6 +221,7 @@ def mae_loss_fn(
     mask_ratio: float = 0.9,
     normalize: bool = True,
     on: Painted = "masked",
+    target: Target = "pixels",
 ) -> LossFn:
     """Makes the loss of masked auto-encoding for the shared training loop.
 
@@ -220,7 +230,7 @@ def mae_loss_fn(
       config: of the augmentation (cutting, mirroring, colour); mixing has no meaning here.
       patch_size: height and width of a patch.
       mask_ratio: share of the tubes that are hidden.
-      normalize, on: see `mae_loss`.
+      normalize, on, target: see `mae_loss`.
 
     Returns:
       loss_fn(params, batch, rng) -> (loss, aux); `batch` holds "frames" uint8 [B, T, H, W, 3].
@@ -244,6 +254,8 @@ def mae_loss_fn(
         masked = tube_mask(mask_key, frames.shape[0], tokens, mask_ratio)
         kept = visible_tubes(masked, tokens - hidden)
         predictions = reconstruct(params, frames, kept, model_key, is_training=True)
-        return mae_loss(predictions, frames, masked, patch_size=patch_size, normalize=normalize, on=on)
+        return mae_loss(
+            predictions, frames, masked, patch_size=patch_size, normalize=normalize, on=on, target=target
+        )
 
     return loss_fn

@@ -61,7 +61,8 @@ class Painter:
         """Frames uint8 [B, T, h, w, 3]: the truth, what the encoder sees (the rest grey), what is painted.
 
         Kept patches are shown as they are; painted ones in the truth's mean and contrast if the model was
-        trained on standardised patches, which know neither.
+        trained on standardised patches, which know neither. Of changes: the truth of the frame before
+        plus the painted change; in the first frame, which has none, the hidden patches stay grey.
         """
         with jax.set_mesh(self.mesh):
             return tuple(np.asarray(x) for x in self._paint(params, self._placed(batch)))
@@ -102,6 +103,7 @@ def _losses(
         patch_size=config.encoder.patch_size,
         normalize=settings.normalize,
         on="masked",
+        target=settings.target,
     )
     return aux["loss"]
 
@@ -127,6 +129,10 @@ def _paint(
         predictions = (painted + colours.mean(axis=-2, keepdims=True)).reshape(truth.shape)
     hidden = jax.sharding.reshard(trecvit.masked_patches(kept, config.encoder.num_patches), whole)
     hidden = hidden[:, None, :, None]
+    if settings.target == "change":
+        first = jnp.full_like(truth[:, :1], 0.5)
+        later = truth[:, :-1] + trecvit.CHANGE_UNIT * predictions[:, 1:]
+        predictions = jnp.concatenate([first, later], axis=1)
     pictures = truth, jnp.where(hidden, 0.5, truth), jnp.where(hidden, predictions, truth)
     return tuple(_to_frames(config.encoder, patches) for patches in pictures)
 

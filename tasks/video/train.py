@@ -115,6 +115,7 @@ def loss_fn(cfg: VideoConfig) -> LossFn:
             mask_ratio=cfg.mae.mask_ratio,
             normalize=cfg.mae.normalize,
             on=cfg.mae.painted,
+            target=cfg.mae.target,
         )
 
     def classify(params: Any, frames: Any, rng: Any, is_training: bool) -> Any:

@@ -12,6 +12,7 @@ from models.trecvit import (
     TRecViTConfig,
     TRecViTRuntime,
     apply_mae,
+    change_targets,
     draw_kept_tubes,
     mae_param_specs,
     masked_patches,
@@ -76,6 +77,19 @@ def test_targets_are_normalised_per_patch_and_colour():
     np.testing.assert_allclose(plain[0, 1, 5], patch.reshape(-1), atol=1e-6)
     expected = (patch - patch.mean((0, 1))) / (patch.std((0, 1), ddof=1) + 1e-6)
     np.testing.assert_allclose(targets[0, 1, 5], expected.reshape(-1), atol=2e-5)
+
+
+def test_changes_are_from_the_frame_before_and_vanish_where_nothing_moves():
+    x = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 8, 12, 3)), jnp.uint8)
+    x = x.at[:, 2].set(x[:, 1])
+    changes = change_targets(x, (4, 4))
+    assert (changes.shape, changes.dtype) == ((2, 2, 6, 48), jnp.float32)
+    frames = np.asarray(x, np.float64) / 255
+    expected = 4 * (frames[1, 1, 4:8, 8:12] - frames[1, 0, 4:8, 8:12])
+    np.testing.assert_allclose(changes[1, 0, 5], expected.reshape(-1), atol=1e-6)
+    assert not changes[:, 1].any()
+    with pytest.raises(ValueError, match="video has 1 frame: what changes needs at least two"):
+        change_targets(x[:, :1], (4, 4))
 
 
 def test_the_encoder_is_a_model_of_its_own():

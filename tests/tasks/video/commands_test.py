@@ -34,6 +34,8 @@ SMALL = (
     "--config.log.progress=false",
 )
 
+CHANGE = ("--config.mae.target=change", "--config.mae.normalize=false")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -88,6 +90,15 @@ def refused(tmp_path: Path, *command: str, match: str) -> None:
             r"mixup_alpha = 1\.0: must be 0",
         ),
         (["--config.train.objective=mae", "--config.mae.mask_ratio=1"], "section 'mae': mask_ratio = 1"),
+        (["--config.train.objective=mae", "--config.mae.target=motion"], "valid: change, pixels"),
+        (
+            ["--config.train.objective=mae", "--config.mae.target=change"],
+            r"mae\.normalize = true, mae\.target = 'change': a change is not standardised",
+        ),
+        (
+            ["--config.train.objective=mae", *CHANGE, "--config.data.frames=1"],
+            r"data\.frames = 1: mae\.target = 'change' needs at least 2",
+        ),
         (["--config.train.objective=video"], r"did you mean|valid: classes, mae"),
         (["--config.train.prefetch=0"], r"train\.prefetch = 0"),
         (["--config.eval.clips=0"], r"eval\.clips = 0: must be at least 1"),

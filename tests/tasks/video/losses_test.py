@@ -245,6 +245,24 @@ def test_mae_loss_is_numpys(on, normalize):
     assert aux["weight"] == count
 
 
+@pytest.mark.parametrize("on", ["masked", "all"])
+def test_mae_loss_of_changes_is_numpys_and_asks_nothing_of_the_first_frame(on):
+    frames, predictions, masked = mae_problem()
+    given, hidden = jnp.asarray(frames), jnp.asarray(masked)
+
+    def loss(predictions):
+        return losses.mae_loss(predictions, given, hidden, patch_size=PATCH, on=on, target="change")
+
+    (got, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(predictions))
+    cells = frames.reshape(3, 2, 2, 4, 3, 2, 3).swapaxes(3, 4).reshape(3, 2, 6, 24)
+    errors = np.square(predictions[:, 1] - 4 * (cells[:, 1] - cells[:, 0])).mean(axis=-1)
+    counted = masked if on == "masked" else np.ones_like(masked)
+    np.testing.assert_allclose(got, errors[counted].mean(), rtol=1e-5)
+    assert aux["weight"] == counted.sum()
+    np.testing.assert_array_equal(np.any(gradient, axis=-1)[:, 1], counted)
+    assert not np.any(gradient[:, 0])
+
+
 def test_mae_loss_has_a_finite_gradient_on_flat_patches_only_where_masked():
     _, predictions, masked = mae_problem()
     flat = jnp.full((3, 2, 8, 6, 3), 0.5)
@@ -300,6 +318,10 @@ def test_bad_mae_arguments(unchecked_types):
         losses.mae_loss(predictions[:, :, 1:], frames, masked, patch_size=PATCH)
     with pytest.raises(ValueError, match="on = 'some': must be 'masked' or 'all'"):
         losses.mae_loss(predictions, frames, masked, patch_size=PATCH, on="some")
+    with pytest.raises(ValueError, match="target = 'motion': must be 'pixels' or 'change'"):
+        losses.mae_loss(predictions, frames, masked, patch_size=PATCH, target="motion")
+    with pytest.raises(ValueError, match="video has 1 frame"):
+        losses.mae_loss(predictions[:, :1], frames[:, :1], masked, patch_size=PATCH, target="change")
 
 
 MESH_PROGRAM = """
