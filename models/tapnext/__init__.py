@@ -7,6 +7,7 @@ from models.tapnext.config import SIZES, TAPNextConfig, TAPNextRuntime
 from models.tapnext.convert import load_official
 from models.tapnext.heads import Readout, certainty, decode_tracks, is_visible, read_out
 from models.tapnext.inference import prepare_params
+from models.tapnext.matching_init import init_matching_params
 from models.tapnext.model import PointFeatures, TAPNext, TAPNextOutput, apply, key_mask, point_features
 from models.tapnext.parameters import (
     cast_params,
@@ -48,6 +49,7 @@ __all__ = [
     "decode_tracks",
     "edit_slots",
     "flops_per_clip",
+    "init_matching_params",
     "init_params",
     "init_slots",
     "init_state",

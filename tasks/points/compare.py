@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.common.config import make_parser
-from tasks.common.errors import ConfigError, run_main, writing
+from tasks.common.errors import run_main, writing
 from tasks.common.resolved import load_resolved, provenance
 from tasks.common.storage import write_json
 from tasks.points.evaluation_store import POOLED, read_summary
@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
       ConfigError: a folder that is no evaluation, or one that has not finished.
     """
     parser = make_parser("Compare finished evaluations by what they recorded.")
-    parser.add_argument("evaluations", nargs="+", type=Path, metavar="DIR", help="outputs of tasks.points.eval")
+    parser.add_argument(
+        "evaluations", nargs="+", type=Path, metavar="DIR", help="outputs of tasks.points.eval"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="write a row for each, as JSON")
     parser.add_argument("--commit", default="", help="of the sources, where the evaluation could not tell")
     options = parser.parse_args(argv)

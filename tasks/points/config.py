@@ -1,7 +1,7 @@
 """The sections of a point-tracking configuration and the dataclass each becomes."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from models.tapnext import TAPNextConfig, TAPNextRuntime
 from tasks.common.checkpoint import CheckpointConfig
@@ -22,11 +22,14 @@ class PointsTrainConfig(TrainConfig):
     """The loop's settings and what is particular to points.
 
     init_from: start from these weights: the workdir of another run, a .safetensors of `export`, or an
-      official .npz, .pt or .ckpt. "": random.
+      official .npz, .pt or .ckpt. "": see `initial`.
+    initial: how parameters are drawn: "official", or "matching", with which small models learn sooner (see
+      `models/tapnext/matching_init.py`).
     num_workers, prefetch: processes that read or draw ahead (0: threads), and how many batches.
     """
 
     init_from: str = ""
+    initial: Literal["official", "matching"] = "official"
     num_workers: int = 0
     prefetch: int = 4
 

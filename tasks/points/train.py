@@ -42,8 +42,8 @@ def make_job(config: Any, workdir: Path) -> Job:
     cfg = freeze_all(config)
     mesh = make_mesh(cfg.mesh)
 
-    def init(key: Any) -> Any:
-        return tapnext.init_params(cfg.model, key)
+    draw = tapnext.init_matching_params if cfg.train.initial == "matching" else tapnext.init_params
+    init = functools.partial(draw, cfg.model)
 
     flops = 3 * tapnext.flops_per_clip(cfg.model, cfg.data.frames, cfg.data.tracks)
     return Job(

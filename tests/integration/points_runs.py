@@ -33,6 +33,7 @@ MODEL = tapnext.TAPNextConfig(
     image_size=(SIDE, SIDE), patch_size=(8, 8), width=32, depth=2, mlp_size=48, num_heads=2, head_width=32
 )
 SMALL = (
+    "--config.model.patch_size=8x8",
     "--config.model.width=32",
     "--config.model.depth=2",
     "--config.model.mlp_size=48",
@@ -40,6 +41,8 @@ SMALL = (
     "--config.model.head_width=32",
     f"--config.train.steps={STEPS}",
     "--config.train.eval_every=0",
+    "--config.train.initial=official",
+    "--config.loss.layers=1.0",
     f"--config.optim.total={STEPS}",
     "--config.optim.peak_lr=0.01",
     "--config.optim.warmup=2",

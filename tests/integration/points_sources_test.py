@@ -28,6 +28,7 @@ from tests.integration.points_runs import (
     evaluated,
     film,
     films,
+    frozen,
     held_out_examples,
     losses,
     run,
@@ -147,10 +148,9 @@ def test_point_odyssey(tmp_path: Path) -> None:
 GENERATED = ("--config.data.generated_clips=30", f"--config.data.generated_held_out={HELD_OUT}")
 
 
-def generated(split: str, count: int) -> list[PointClip]:
-    """Clips of the embedded generator by themselves."""
-    settings = PointsDataConfig(frames=FRAMES, height=SIDE, width=SIDE, tracks=TRACKS)
-    clips = generated_clips(settings, split, count)
+def generated(split: str, count: int, settings: PointsDataConfig | None = None) -> list[PointClip]:
+    """Clips of the embedded generator by themselves; the recipe's unless settings say otherwise."""
+    clips = generated_clips(settings or frozen("data=generated").data, split, count)
     return [clips.open(index) for index in range(count)]
 
 
@@ -191,7 +191,8 @@ def test_records_that_generate_made(tmp_path: Path) -> None:
         counts = ("--clips=6", f"--held-out={HELD_OUT}", f"--quality={quality}", "--per-shard=4")
         size = (f"--frames={FRAMES}", *SIZE, f"--tracks={TRACKS}", "--workers=1")
         assert data_command(["generate", f"--output={folder}", *counts, *size]) == 0
-    clips = generated("validation", HELD_OUT)
+    settings = PointsDataConfig(frames=FRAMES, height=SIDE, width=SIDE, tracks=TRACKS)
+    clips = generated("validation", HELD_OUT, settings)
     held_out = [coded(clip, quality) for quality in (95, 60) for clip in clips]
     options = (f"--config.data.path={folders[0]},{folders[1]}",)
     check(tmp_path, Written(f"data=records,path={folders[0]}", options, held_out))

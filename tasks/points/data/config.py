@@ -34,8 +34,9 @@ class PointsDataConfig:
       with other points and augmentations, where drawing new ones is slower than training; 0: every clip is
       new.
     generated_photographs: folder of pictures for textures; "": those in installed packages.
-    generated_fewest, generated_most, generated_slowest, generated_fastest, generated_camera,
-      generated_ripple: see `SceneConfig`.
+    generated_fewest, generated_most, generated_smallest, generated_largest, generated_slowest,
+      generated_fastest, generated_soonest, generated_latest, generated_camera, generated_ripple,
+      generated_wash: see `SceneConfig`.
     generated_exposure, generated_noise, generated_drift, generated_compressed: see `AppearanceConfig`.
     augment_...: see `AugmentConfig`; of training clips only.
     cache_dir: where cached clips go (default: $FOXTROT_CACHE or ~/.cache/foxtrot).
@@ -59,10 +60,15 @@ class PointsDataConfig:
     generated_photographs: str = ""
     generated_fewest: int = SceneConfig.fewest
     generated_most: int = SceneConfig.most
+    generated_smallest: float = SceneConfig.smallest
+    generated_largest: float = SceneConfig.largest
     generated_slowest: float = SceneConfig.slowest
     generated_fastest: float = SceneConfig.fastest
+    generated_soonest: float = SceneConfig.soonest
+    generated_latest: float = SceneConfig.latest
     generated_camera: float = SceneConfig.camera
     generated_ripple: float = SceneConfig.ripple
+    generated_wash: float = SceneConfig.wash
     generated_exposure: float = AppearanceConfig.exposure
     generated_noise: float = AppearanceConfig.noise
     generated_drift: float = AppearanceConfig.drift
@@ -107,8 +113,10 @@ class PointsDataConfig:
     def scene(self) -> SceneConfig:
         """Of generated clips."""
         return SceneConfig(
-            fewest=self.generated_fewest, most=self.generated_most, slowest=self.generated_slowest,
-            fastest=self.generated_fastest, camera=self.generated_camera, ripple=self.generated_ripple,
+            fewest=self.generated_fewest, most=self.generated_most, smallest=self.generated_smallest,
+            largest=self.generated_largest, slowest=self.generated_slowest, fastest=self.generated_fastest,
+            soonest=self.generated_soonest, latest=self.generated_latest, camera=self.generated_camera,
+            ripple=self.generated_ripple, wash=self.generated_wash,
         )  # fmt: skip
 
     def appearance(self) -> AppearanceConfig:

@@ -6,12 +6,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from tasks.points.data.paths import Spline, constant, wander
-from tasks.points.data.textures import Photographs, cut_texture, draw_shape
+from tasks.points.data.textures import Photographs, cut_texture, draw_shape, wash
 from tasks.points.data.warps import Matrices, Ripple, placements, project, random_ripple
 
 _PAN = 0.4  # how far the camera looks to the side, in shorter sides of the frame
 _OVER = 4  # pixels of background beyond what is ever seen
-_SOONEST, _LATEST = 5.0, 20.0  # frames until a path turns
 # Bounds of log scale, angle, log aspect, shear; and steps a frame, as shares of the typical speed.
 _CAMERA_BOUNDS = np.array([0.3, 0.35, 0.0, 0.0])
 _LAYER_BOUNDS = np.array([0.4, 20.0, 0.25, 0.25])
@@ -29,6 +28,9 @@ class SceneConfig:
     camera: share of clips whose camera moves.
     ripple: share of layers whose material ripples.
     tilt: most perspective: change of scale from a layer's middle to its edge.
+    soonest, latest: frames until a path turns, uniform. Paths keep near the frame: what is fast must turn
+      soon.
+    wash: share of a smooth wash of colours in every texture, see `textures.wash`; 0: photographs alone.
     """
 
     fewest: int = 2
@@ -41,16 +43,19 @@ class SceneConfig:
     camera: float = 0.7
     ripple: float = 0.25
     tilt: float = 0.2
+    soonest: float = 5.0
+    latest: float = 20.0
+    wash: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.fewest <= self.most <= 64:
             raise ValueError(f"{self.fewest} to {self.most} layers: need 0 <= fewest <= most <= 64")
-        for low, high in (("smallest", "largest"), ("slowest", "fastest")):
+        for low, high in (("smallest", "largest"), ("slowest", "fastest"), ("soonest", "latest")):
             if not 0 < getattr(self, low) <= getattr(self, high):
                 raise ValueError(
                     f"{low} = {getattr(self, low)}, {high} = {getattr(self, high)}: need 0 < {low} <= {high}"
                 )
-        for name in ("still", "camera", "ripple"):
+        for name in ("still", "camera", "ripple", "wash"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: a share is between 0 and 1")
         if not 0 <= self.tilt < 0.5:
@@ -125,16 +130,17 @@ def draw_scene(
     camera = draw_camera(rng, height, width, frames, config, moves)
     count = int(rng.integers(config.fewest, config.most + 1))
     layers = [_layer(rng, photographs, height, width, frames, config) for _ in range(count)]
-    background = _background(rng, photographs, height, width, frames, camera)
+    background = _background(rng, photographs, height, width, frames, camera, config.wash)
     return Scene(height, width, frames, (background, *layers), camera)
 
 
 def _placing(
-    rng: np.random.Generator, frames: int, speed: float, unit: float, bounds: np.ndarray, tilt: float,
-    middle: tuple[float, float], reach: tuple[float, float], centre: tuple[float, float],
+    rng: np.random.Generator, frames: int, config: SceneConfig, speed: float, unit: float,
+    bounds: np.ndarray, tilt: float, middle: tuple[float, float], reach: tuple[float, float],
+    centre: tuple[float, float],
 ) -> Placing:  # fmt: skip
     """A path about `middle`, up to `reach` pixels from it, at a typical speed in units a frame."""
-    spacing = rng.uniform(_SOONEST, _LATEST)
+    spacing = rng.uniform(config.soonest, config.latest)
     middles = np.array([*middle, 0, 0, 0, 0, 0, 0.0])
     bounds = np.array([*reach, *bounds, tilt, tilt])
     rates = np.array([unit, unit, *_RATES * rng.uniform(0, 1, 4), tilt, tilt]) * speed
@@ -153,7 +159,7 @@ def draw_camera(
     speed = 0.75 * _speed(rng, config)
     tilt = 0.3 * config.tilt / unit
     return _placing(
-        rng, frames, speed, unit, _CAMERA_BOUNDS, tilt, centre, (_PAN * unit, _PAN * unit), centre
+        rng, frames, config, speed, unit, _CAMERA_BOUNDS, tilt, centre, (_PAN * unit, _PAN * unit), centre
     )
 
 
@@ -168,11 +174,13 @@ def _layer(
     unit = min(height, width)
     size = unit * np.exp(rng.uniform(np.log(config.smallest), np.log(config.largest)))
     alpha = draw_shape(rng, size)
-    texture = np.dstack([cut_texture(rng, photographs, *alpha.shape), alpha])
+    picture = wash(rng, cut_texture(rng, photographs, *alpha.shape), config.wash)
+    texture = np.dstack([picture, alpha])
     placing = draw_placing(rng, (alpha.shape[0], alpha.shape[1]), height, width, frames, config)
     ripple = None
     if rng.random() < config.ripple:
-        ripple = random_ripple(rng, frames, float(max(alpha.shape)), rng.uniform(_SOONEST, _LATEST))
+        turn = rng.uniform(config.soonest, config.latest)
+        ripple = random_ripple(rng, frames, float(max(alpha.shape)), turn)
     return Layer(texture, placing, ripple)
 
 
@@ -183,7 +191,7 @@ def draw_placing(
     """The path of a layer whose texture is `shape` (rows, columns) pixels large, about the frame's middle."""
     speed = 0.0 if rng.random() < config.still else _speed(rng, config)
     return _placing(
-        rng, frames, speed, min(height, width), _LAYER_BOUNDS, config.tilt / max(shape),
+        rng, frames, config, speed, min(height, width), _LAYER_BOUNDS, config.tilt / max(shape),
         (width / 2, height / 2), (0.6 * width, 0.6 * height), (shape[1] / 2, shape[0] / 2),
     )  # fmt: skip
 
@@ -208,12 +216,13 @@ def still_layer(texture: UInt8[np.ndarray, "h w 3"], left: float, top: float) ->
 
 
 def _background(
-    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int, camera: Placing
-) -> Layer:
+    rng: np.random.Generator, photographs: Photographs, height: int, width: int, frames: int,
+    camera: Placing, washed: float,
+) -> Layer:  # fmt: skip
     """A photograph, mirrored at its edges until it fills everything that the camera ever sees."""
     left, top, columns, rows = seen_part(camera, height, width, frames)
     side = int(1.3 * min(height, width))
-    tile = cut_texture(rng, photographs, min(rows, side), min(columns, side))
+    tile = wash(rng, cut_texture(rng, photographs, min(rows, side), min(columns, side)), washed)
     before = ((rows - tile.shape[0]) // 2, (columns - tile.shape[1]) // 2)
     pads = [(b, n - size - b) for b, n, size in zip(before, (rows, columns), tile.shape, strict=False)]
     return still_layer(np.pad(tile, [*pads, (0, 0)], mode="symmetric"), left, top)

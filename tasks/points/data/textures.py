@@ -23,6 +23,7 @@ _TRIES = 5  # textures drawn until one shows enough: some smooth ones remain
 _OPENED = 64  # photographs of a folder kept in memory
 _FINE = 4  # a shape is drawn so many times as large, for soft edges
 _HELD_OUT = 7  # every so manieth photograph of a folder is for validation
+_WASH = 115.0  # grey levels, amplitude of a wash of colours
 MARGIN = 2  # pixels without anything around a shape, so that sampling never meets the texture's edge
 
 
@@ -132,6 +133,30 @@ def _colour(rng: np.random.Generator, picture: Picture) -> Picture:
     table = (levels - 127.5) * inverted * contrast * tint + centre
     table = np.clip(table + 0.5, 0, 255).astype(np.uint8)
     return np.stack([table[:, c][picture[..., order[c]]] for c in range(3)], axis=-1)
+
+
+def wash(rng: np.random.Generator, picture: Picture, share: float) -> Picture:
+    """A picture under a smooth wash of colours that tells its places apart: red, green and blue are waves in
+    three directions, one to 1.6 times as long as the picture.
+
+    Photographs repeat themselves and are flat in places, so that much must be learnt before any point is
+    found again; here each patch looks like itself only.
+
+    Args:
+        rng: of all draws; none are made for a share of 0.
+        share: of the result, 0 to 1.
+    """
+    if share == 0:
+        return picture
+    height, width = picture.shape[:2]
+    length = max(height, width) * rng.uniform(1.0, 1.6)
+    turns = rng.uniform(0, 2 * np.pi) + rng.choice((-1, 1)) * np.arange(3) * 2 * np.pi / 3
+    angles, phases = turns + rng.normal(0, 0.25, 3), rng.uniform(0, 2 * np.pi, 3)
+    down = np.exp(2j * np.pi / length * np.arange(height)[:, None] * np.sin(angles) + 1j * phases)
+    along = np.exp(2j * np.pi / length * np.arange(width)[:, None] * np.cos(angles))
+    waves = (down[:, None] * along).imag
+    mixed = (1 - share) * picture + share * (127.5 + _WASH * waves)
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
 def draw_shape(rng: np.random.Generator, size: float) -> Alpha:

@@ -24,7 +24,11 @@ def test_recipes() -> None:
     """Generated clips are for two cores; others for the paper's settings; fine-tuning takes a tenth of the
     rate; the teacher is an average."""
     small, paper, tuned = (recipe(a) for a in ("", "data=npz,path=x", "data=npz,path=x,init=y.npz"))
-    assert (small.model.width, small.data.height) == (64, 64)
+    assert (small.model.width, small.model.patch_size, small.data.height) == (128, (4, 4), 64)
+    assert (small.train.initial, small.data.generated_wash, small.loss.layers) == ("matching", 0.85, 0.3)
+    other = recipe("recipe=small,data=npz,path=x,size=mu")
+    assert (other.train.initial, other.data.generated_wash, other.loss.layers) == ("official", 0.0, 1.0)
+    assert (paper.train.initial, recipe("recipe=gpu").data.generated_wash) == ("official", 0.0)
     assert (paper.model.width, paper.data.height, paper.data.frames, paper.data.tracks) == (768, 256, 48, 256)
     assert (paper.train.batch_size, paper.train.steps, tuned.train.steps) == (256, 300_000, 1_500)
     assert tuned.optim.peak_lr == pytest.approx(paper.optim.peak_lr / 10)
@@ -50,8 +54,8 @@ def test_recipes() -> None:
         ("numerics=tf", r"config key model\.numerics = 'tf': .*jax.*torch"),
         ("data=folder", r"config section 'data': data\.source='folder' needs data\.path"),
         ("path=here", r"data\.source='generated' reads no files: data\.path has no meaning"),
-        ("image=60", r"config section 'model': image_size = \(60, 60\): .*8"),
-        ("time=5", r"data\.frames = 16, mesh\.time = 5: the frames of a clip must divide"),
+        ("image=62", r"config section 'model': image_size = \(62, 62\): .*4"),
+        ("time=5", r"data\.frames = 8, mesh\.time = 5: the frames of a clip must divide"),
         ("time=0", r"mesh\.time = 0: must be at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ from tasks.points.data.point_budget import choose_places, split_budget
 from tasks.points.data.render import render, sample
 from tasks.points.data.scene import Layer, Placing, Scene, SceneConfig, draw_scene
 from tasks.points.data.scene_points import choose_points, track_points
-from tasks.points.data.textures import Photographs, cut_texture, draw_shape, open_photographs
+from tasks.points.data.textures import Photographs, cut_texture, draw_shape, open_photographs, wash
 from tasks.points.data.view import View, opacity
 
 PLAIN = AppearanceConfig(exposure=0.0, drift=0.0, noise=0.0, compressed=0.0)
@@ -245,6 +245,8 @@ def test_queries_come_mostly_early(photographs: Photographs) -> None:
         ({"slowest": 0.2, "fastest": 0.1}, "need 0 < slowest <= fastest"),
         ({"camera": 1.5}, "a share is between 0 and 1"),
         ({"tilt": 0.6}, "below 0.5"),
+        ({"soonest": 4.0, "latest": 3.0}, "need 0 < soonest <= latest"),
+        ({"wash": 1.1}, "wash = 1.1: a share is between 0 and 1"),
     ],
 )
 def test_bad_scenes(options: dict[str, float], message: str) -> None:
@@ -273,6 +275,36 @@ def test_textures_and_shapes(photographs: Photographs) -> None:
         assert 0.05 < (alpha > 127).mean() < 0.95
         assert alpha[0].max() == alpha[-1].max() == alpha[:, 0].max() == alpha[:, -1].max() == 0
         assert 15 < max(alpha.shape) < 70
+
+
+def test_a_wash_tells_the_places_of_a_picture_apart() -> None:
+    """Of a grey picture no two patches look alike under it; a share of 0 changes and draws nothing."""
+    grey = np.full((48, 64, 3), 128, np.uint8)
+    rng = np.random.default_rng(0)
+    assert wash(rng, grey, 0.0) is grey
+    assert rng.random() == np.random.default_rng(0).random()
+    for seed in range(10):
+        washed = wash(np.random.default_rng(seed), grey, 1.0)
+        patches = washed.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3)).reshape(-1, 3)
+        gaps = np.linalg.norm(patches[:, None] - patches, axis=-1) + 1e3 * np.eye(len(patches))
+        assert gaps.min() > 4
+        half = wash(np.random.default_rng(seed), grey, 0.5)
+        assert np.abs(half - (64 + washed / 2)).max() <= 1
+
+
+def test_paths_turn_as_soon_as_they_are_asked_to(photographs: Photographs) -> None:
+    """What turns every frame and a half goes back and forth in eight; by default hardly anything does."""
+
+    def turning(**options: float) -> float:
+        scene = SceneConfig(still=0.0, slowest=0.1, fastest=0.2, camera=0.0, **options)
+        turns = []
+        for seed in range(10):
+            for layer in draw_scene(np.random.default_rng(seed), photographs, 64, 64, 8, scene).layers[1:]:
+                steps = np.diff(layer.placing.path(np.arange(8.0))[:, :2], axis=0)
+                turns.append(np.sign(steps[1:]) != np.sign(steps[:-1]))
+        return float(np.mean(turns))
+
+    assert turning(soonest=1.5, latest=1.5) > 2 * turning()
 
 
 def test_a_folder_of_photographs(tmp_path) -> None:
