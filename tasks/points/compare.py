@@ -17,6 +17,7 @@ from tasks.common.errors import run_main, writing
 from tasks.common.resolved import load_resolved, provenance
 from tasks.common.storage import write_json
 from tasks.points.evaluation_store import POOLED, read_summary
+from tasks.points.export import without_folders
 from tasks.points.metrics import AVERAGE_JACCARD, AVERAGE_WITHIN, OCCLUSION_ACCURACY
 from tasks.points.reports import NAMES
 
@@ -34,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluations", nargs="+", type=Path, metavar="DIR", help="outputs of tasks.points.eval"
     )
     parser.add_argument("--results", type=Path, metavar="FILE", help="write a row for each, as JSON")
+    parser.add_argument("--command", default="", help="to state in all rows, instead of the recorded ones")
     parser.add_argument("--commit", default="", help="of the sources, where the evaluation could not tell")
     options = parser.parse_args(argv)
-    rows = [row(folder, options.commit) for folder in options.evaluations]
+    rows = [row(folder, options.command, options.commit) for folder in options.evaluations]
     table = Table(title="means over videos, per cent")
     shown = [name for name in rows[0] if name not in ("command", "device", "jax", "commit", "date")]
     for name in shown:
@@ -49,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(options.results, rows)
 
 
-def row(folder: Path, commit: str = "") -> dict[str, Any]:
+def row(folder: Path, command: str = "", commit: str = "") -> dict[str, Any]:
     """What a result file says of a finished evaluation; metrics in per cent, "-" where nothing defines one.
 
     Args:
       folder: the evaluation's output.
-      commit: instead of the recorded one.
+      command, commit: instead of the recorded ones.
 
     Raises:
       ConfigError: no finished evaluation.
@@ -70,7 +72,7 @@ def row(folder: Path, commit: str = "") -> dict[str, Any]:
         "videos": summary["videos"],
         "points": summary["queries"],
         **{title: "-" if value is None else round(100 * value, 1) for title, value in means.items()},
-        **provenance(load_resolved(folder), commit=commit),
+        **without_folders(provenance(load_resolved(folder), command=command, commit=commit)),
     }
 
 

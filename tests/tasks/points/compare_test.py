@@ -41,6 +41,7 @@ def test_rows_say_what_the_evaluations_found(folders, tmp_path, capsys):
         assert row["AJ_RD"] == "-" or row["AJ_RD"] == round(100 * means["aj_rd_pooled"], 1)
         assert row["commit"] == "abc"
         assert row["device"].endswith("cpu")
+        assert str(folder.parent) not in row["command"]  # no folders of this machine
     assert "means over videos, per cent" in capsys.readouterr().out
 
 
