@@ -16,11 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kernels.common.hopper import BY_COLUMN, BY_ROW, WARPGROUP, drain, slot_of
+
 LOG2E = math.log2(math.e)
-WARPGROUP = 64  # rows of a wgmma
-SHARED_BYTES = 232448 - 4096  # of an SM, less some for barriers and alignment
-BY_ROW = plgpu.Layout.WGMMA.reduce(1)
-BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
 class Job(NamedTuple):
@@ -83,12 +81,6 @@ class Plan:
         return self.sm_scale * LOG2E
 
 
-def tiles(shape: Sequence[int], dtype: Any) -> Any:
-    """Shared memory for matrices that TMA fills and wgmma reads: the last two axes, swizzled by 128 bytes."""
-    transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
-    return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
-
-
 def launch(
     body: Callable[..., None],
     name: str,
@@ -111,24 +103,6 @@ def launch(
     )
 
 
-def warpgroups(consumers: int, produce: Callable[[], None], consume: Callable[[Array], None]) -> None:
-    """Runs `produce()` on the last warpgroup and `consume(wg)` on the others, which get most of its
-    registers.
-    """
-    wg = lax.axis_index("wg")
-    few, many = (24, 240) if consumers == 2 else (32, 160)
-
-    @pl.when(wg == consumers)
-    def _() -> None:
-        plgpu.set_max_registers(few, action="decrease")
-        produce()
-
-    @pl.when(wg < consumers)
-    def _() -> None:
-        plgpu.set_max_registers(many, action="increase")
-        consume(wg)
-
-
 def job_at(jobs_ref: Any, index: Array) -> Job:
     """The CTA's record at `index`, or its last one."""
     index = jnp.minimum(index, jobs_ref.shape[1] - 1)
@@ -140,11 +114,6 @@ def job_at(jobs_ref: Any, index: Array) -> Job:
 def job_count(jobs_ref: Any) -> Array:
     """How many jobs the CTA has."""
     return jobs_ref[lax.axis_index("cta"), 0, 6]
-
-
-def slot_of(step: Array, slots: int) -> Array:
-    """Slot of the step-th tile of a ring."""
-    return lax.rem(step, jnp.int32(slots))
 
 
 class Ring(NamedTuple):
@@ -237,17 +206,6 @@ def consume_jobs(
     plgpu.wait_smem_to_gmem(0)
 
 
-def drain(done: Array, stages: int, *barriers: Any) -> None:
-    """Waits for every slot to be handed back: none may be given up while a consumer still has to announce
-    it.
-    """
-
-    @pl.loop(jnp.maximum(done - stages, 0), done)
-    def _(step: Array) -> None:
-        for free in barriers:
-            plgpu.barrier_wait(free.at[slot_of(step, stages)])
-
-
 def base_offset(bases: tuple[Any, Any], tile: Array, own: tuple[Array, Array], unit: float) -> Array:
     """Bias between the bases of a tile and of the own block, times `unit`; `tile` may lie one beyond the end.
 
@@ -325,11 +283,6 @@ def accumulator(shape: tuple[int, int]) -> Array:
 def per_row(fill: float) -> Array:
     """Float32 registers: one value per row of a warpgroup."""
     return plgpu.layout_cast(jnp.full((WARPGROUP,), fill, jnp.float32), BY_ROW)
-
-
-def by_column(ref: Any, shape: tuple[int, ...]) -> Array:
-    """One value per column of a tile, from shared memory, broadcast to the layout of an accumulator."""
-    return lax.broadcast_in_dim(plgpu.load(ref, layout=BY_COLUMN), shape, [1])
 
 
 def by_row(values: Array, shape: tuple[int, ...]) -> Array:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kernels.common import hopper
+from kernels.common.hopper import WARPGROUP
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import Job, Plan
 
 
 class BackwardInputs(NamedTuple):
@@ -76,5 +78,5 @@ def ahead(own: Any, own_bases: Any, bases: Any, job: Job, start: Array, span: in
     base = own_bases[0, job.lane, at], own_bases[1, job.lane, at]
     others = bases.at[0, job.lane], bases.at[1, job.lane]
     shift = sm90.base_offset(others, job.begin, base, 1 / plan.sm_scale)
-    values = plgpu.load(own.at[job.lane, pl.ds(start, WARPGROUP)], layout=sm90.BY_ROW, optimized=False)
+    values = plgpu.load(own.at[job.lane, pl.ds(start, WARPGROUP)], layout=hopper.BY_ROW, optimized=False)
     return Ahead(values, base, shift)

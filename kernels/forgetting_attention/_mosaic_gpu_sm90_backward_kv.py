@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kernels.common import hopper
+from kernels.common.hopper import WARPGROUP
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import Job, Plan
 from kernels.forgetting_attention._mosaic_gpu_sm90_backward import Ahead, BackwardInputs, ahead
 
 
@@ -30,8 +32,8 @@ def backward_kv(inputs: BackwardInputs, *, plan: Plan) -> list[Array]:
     """
     k, q = inputs.k, inputs.q
     head_dim, consumers = k.shape[3], plan.columns // WARPGROUP
-    own = sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), k.dtype)
-    ring = sm90.tiles((plan.stages, plan.rows, head_dim), q.dtype)
+    own = hopper.tiles((plan.buffers, consumers, WARPGROUP, head_dim), k.dtype)
+    ring = hopper.tiles((plan.stages, plan.rows, head_dim), q.dtype)
     vectors = plgpu.SMEM((plan.stages, plan.rows), jnp.float32)
     outputs = [jax.ShapeDtypeStruct(k.shape, k.dtype)] * (plan.dk + plan.dv)
     if plan.dk:
@@ -60,7 +62,7 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     fields = len(BackwardInputs._fields)
     inputs, outputs = BackwardInputs(*refs[:fields]), refs[fields:]
 
-    sm90.warpgroups(
+    hopper.warpgroups(
         plan.columns // WARPGROUP,
         lambda: _produce(inputs, plan, heads, **scratch),
         lambda wg: _consume(inputs, outputs, wg, plan, heads, scratch),
@@ -123,7 +125,7 @@ def _consume(
         job, done, start = carry
         batch, head = sm90.divided(job.lane, heads)
         kv_head = lax.div(head, jnp.int32(plan.group))
-        buffer = sm90.slot_of(index, plan.buffers)
+        buffer = hopper.slot_of(index, plan.buffers)
         keys = pl.ds(first_key(job), WARPGROUP)
         own = {name: scratch[name].at[buffer, wg] for name in ("k_smem", "v_smem")}
         plgpu.barrier_wait(scratch["own_ready"].at[buffer])
@@ -195,7 +197,7 @@ class _Strip:
     def _step(self, tile: Array, carry: Any, masked: bool) -> Any:
         dk, dv, sums, shift = carry
         plan, smem, dtype = self.plan, self.smem, self.smem["k_smem"].dtype
-        slot = sm90.slot_of(self.done + (tile - self.job.begin), plan.stages)
+        slot = hopper.slot_of(self.done + (tile - self.job.begin), plan.stages)
         next_shift = self._offset(tile + 1)
         p, dp = self._weights(tile, slot, shift, masked)
         if plan.dk:
@@ -221,12 +223,12 @@ class _Strip:
         shape = (WARPGROUP, plan.rows)
         col = self.start.own + shift
         plgpu.barrier_wait(smem["q_ready"].at[slot])
-        start = sm90.by_column(smem["row_smem"].at[slot], shape)
+        start = hopper.by_column(smem["row_smem"].at[slot], shape)
         if masked:
             # The same sums as in `backward_q`.
             start += sm90.by_row(col, shape)
         plgpu.barrier_wait(smem["do_ready"].at[slot])
-        delta = sm90.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None
+        delta = hopper.by_column(smem["delta_smem"].at[slot], shape) if plan.dk else None
 
         def products(refs: Any) -> None:
             s_ref, dp_ref, p_ref = refs

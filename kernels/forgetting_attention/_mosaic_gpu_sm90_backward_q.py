@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kernels.common import hopper
+from kernels.common.hopper import WARPGROUP
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import Job, Plan
 from kernels.forgetting_attention._mosaic_gpu_sm90_backward import Ahead, BackwardInputs, ahead
 
 
@@ -25,7 +27,7 @@ def forms_delta(plan: Plan, head_dim: int) -> bool:
     """Whether shared memory has room for a block of the output, so that the kernel can form delta."""
     tiles = plan.rows * (2 * plan.buffers + 1) + 2 * plan.stages * plan.columns
     vectors = plan.stages * plan.columns + 2 * plan.buffers * plan.rows
-    return 2 * head_dim * tiles + 4 * vectors <= sm90.SHARED_BYTES
+    return 2 * head_dim * tiles + 4 * vectors <= hopper.SHARED_BYTES
 
 
 def backward_q(inputs: BackwardInputs, out: Array | None, *, plan: Plan) -> list[Array]:
@@ -39,13 +41,13 @@ def backward_q(inputs: BackwardInputs, out: Array | None, *, plan: Plan) -> list
     """
     q, k = inputs.q, inputs.k
     head_dim, consumers = q.shape[3], plan.rows // WARPGROUP
-    own = sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), q.dtype)
-    ring = sm90.tiles((plan.stages, plan.columns, head_dim), k.dtype)
+    own = hopper.tiles((plan.buffers, consumers, WARPGROUP, head_dim), q.dtype)
+    ring = hopper.tiles((plan.stages, plan.columns, head_dim), k.dtype)
     vector = plgpu.SMEM((plan.buffers, consumers, WARPGROUP), jnp.float32)
     per_row = jax.ShapeDtypeStruct(inputs.row.shape, jnp.float32)
     if plan.delta:
         for_delta = {
-            "o_smem": sm90.tiles((1, consumers, WARPGROUP, head_dim), q.dtype),
+            "o_smem": hopper.tiles((1, consumers, WARPGROUP, head_dim), q.dtype),
             "delta_smem": vector,
             "o_ready": plgpu.Barrier(num_arrivals=consumers, num_barriers=1),
             "o_free": plgpu.Barrier(num_arrivals=consumers, num_barriers=1),
@@ -76,7 +78,7 @@ def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     inputs, rest = BackwardInputs(*refs[:fields]), refs[fields:]
     out, outputs = (rest[0], rest[1:]) if plan.delta else (None, rest)
 
-    sm90.warpgroups(
+    hopper.warpgroups(
         plan.rows // WARPGROUP,
         lambda: _produce(inputs, out, plan, heads, **scratch),
         lambda wg: _consume(inputs, outputs, wg, plan, heads, scratch),
@@ -112,7 +114,7 @@ def _produce(
 
     sm90.produce_jobs(inputs.jobs, load_job, plan, own_free=own_free, ring_free=(free,))
     if plan.delta:
-        sm90.drain(sm90.job_count(inputs.jobs), 1, others["o_free"])
+        hopper.drain(sm90.job_count(inputs.jobs), 1, others["o_free"])
 
 
 def _consume(
@@ -133,14 +135,14 @@ def _consume(
         delta = inputs.minus_delta.at[job.lane, pl.ds(start, WARPGROUP)]
         return (
             ahead(inputs.row, inputs.row_base, inputs.col_base, job, start, plan.row_span, plan),
-            plgpu.load(delta, layout=sm90.BY_ROW, optimized=False),
+            plgpu.load(delta, layout=hopper.BY_ROW, optimized=False),
         )
 
     def one_job(index: Array, carry: Any) -> Any:
         job, done, (start, delta) = carry
         following = sm90.job_at(inputs.jobs, index + 1)
         batch, head = sm90.divided(job.lane, heads)
-        buffer = sm90.slot_of(index, plan.buffers)
+        buffer = hopper.slot_of(index, plan.buffers)
         rows = pl.ds(first_row(job), WARPGROUP)
         own = {name: scratch[name].at[buffer, wg] for name in ("q_smem", "do_smem", "sum_smem")}
         plgpu.barrier_wait(scratch["own_ready"].at[buffer])
@@ -208,7 +210,7 @@ class _Strip:
 
     def _step(self, tile: Array, carry: Any, masked: bool) -> Any:
         dq, sums, shift = carry
-        slot = sm90.slot_of(self.done + (tile - self.job.begin), self.plan.stages)
+        slot = hopper.slot_of(self.done + (tile - self.job.begin), self.plan.stages)
         next_shift = self._offset(tile + 1)
         p, dp = self._weights(tile, slot, shift, masked)
         ds = p * dp
@@ -224,7 +226,7 @@ class _Strip:
         shape = (WARPGROUP, plan.columns)
         row = self.start.own
         plgpu.barrier_wait(smem["k_ready"].at[slot])
-        start = plgpu.load(smem["col_smem"].at[slot], layout=sm90.BY_COLUMN)
+        start = plgpu.load(smem["col_smem"].at[slot], layout=hopper.BY_COLUMN)
         if masked:
             # The same sums as in `backward_kv`.
             start = sm90.by_row(row, shape) + lax.broadcast_in_dim(start + shift, shape, [1])

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from kernels.common import hopper
+from kernels.common.hopper import WARPGROUP
 from kernels.forgetting_attention import _mosaic_gpu_sm90 as sm90
-from kernels.forgetting_attention._mosaic_gpu_sm90 import LOG2E, WARPGROUP, Job, Plan
+from kernels.forgetting_attention._mosaic_gpu_sm90 import LOG2E, Job, Plan
 
 # Below every real score: a row that has seen nothing yet. Finite, so that differences of maxima are not NaN.
 NOTHING_SEEN = -1e30
@@ -49,7 +51,7 @@ def forward(
     """
     batch, _, heads, head_dim = q.shape
     consumers = plan.rows // WARPGROUP
-    ring = sm90.tiles((plan.stages, plan.columns, head_dim), k.dtype)
+    ring = hopper.tiles((plan.stages, plan.columns, head_dim), k.dtype)
     kernel = sm90.launch(
         functools.partial(_kernel, plan=plan, heads=heads),
         "forward",
@@ -60,7 +62,7 @@ def forward(
             jax.ShapeDtypeStruct((batch * heads, row_base.shape[2] * plan.rows), jnp.float32),
         ],
         {
-            "q_smem": sm90.tiles((plan.buffers, consumers, WARPGROUP, head_dim), q.dtype),
+            "q_smem": hopper.tiles((plan.buffers, consumers, WARPGROUP, head_dim), q.dtype),
             "k_smem": ring,
             "v_smem": ring,
             "col_smem": plgpu.SMEM((plan.stages, plan.columns), jnp.float32),
@@ -95,7 +97,7 @@ class _Inputs(NamedTuple):
 def _kernel(*refs: Any, plan: Plan, heads: int, **scratch: Any) -> None:
     inputs, out_ref, lse_ref = _Inputs(*refs[:-2]), refs[-2], refs[-1]
 
-    sm90.warpgroups(
+    hopper.warpgroups(
         plan.rows // WARPGROUP,
         lambda: _produce(inputs, plan, heads, **scratch),
         lambda wg: _consume(inputs, out_ref, lse_ref, wg, plan, heads, scratch),
@@ -141,7 +143,7 @@ def _consume(
     def one_job(index: Array, carry: Any) -> Any:
         job, done, base = carry
         batch, head = sm90.divided(job.lane, heads)
-        buffer = sm90.slot_of(index, plan.buffers)
+        buffer = hopper.slot_of(index, plan.buffers)
         row0 = job.block * plan.rows + wg * WARPGROUP
         strip = _Strip(
             plan, job, done, row0, wg, base,
@@ -277,13 +279,13 @@ class _Strip:
     def _bias(self, slot: Array) -> Array:
         """Where the accumulator of scores starts: the column part of the bias, once the tile is there."""
         plgpu.barrier_wait(self.scratch["k_ready"].at[slot])
-        return sm90.by_column(self.scratch["col_smem"].at[slot], (WARPGROUP, self.plan.columns))
+        return hopper.by_column(self.scratch["col_smem"].at[slot], (WARPGROUP, self.plan.columns))
 
     def _offset(self, tile: Array) -> Array:
         return sm90.base_offset(self.col_bases, tile, self.base, LOG2E)
 
     def _slot(self, tile: Array) -> Array:
-        return sm90.slot_of(self.done + (tile - self.job.begin), self.plan.stages)
+        return hopper.slot_of(self.done + (tile - self.job.begin), self.plan.stages)
 
     def _take_turn(self) -> None:
         """Waits for the warpgroup before this one to hand its products over, so that they stay out of

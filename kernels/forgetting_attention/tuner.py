@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kernels.common.bench import time_bursts
+from kernels.common.hopper import SHARED_BYTES
 from kernels.forgetting_attention import pallas_mosaic_gpu, schedules
-from kernels.forgetting_attention._mosaic_gpu_sm90 import SHARED_BYTES
 from kernels.forgetting_attention.config import Options
 from kernels.forgetting_attention.device_table import Inputs, Shape
 from kernels.forgetting_attention.differentiable import Saved

@@ -21,12 +21,13 @@ from models.common.shapes import Params
 
 JOINT = "+"
 BRANCHES, GATES = ("linear_x", "linear_y"), ("input_gate", "a_gate")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # Of a gated MLP, whose canonical "up" holds both, one above the other [2, D, F]: a slice of it is a copy.
 UP, HALVES = "up", ("gate", "value")
 
 
 def join_params(params: Params) -> Params:
-    """The tree with `BRANCHES`, `GATES` and `HALVES` side by side; one that has them so is left as it is.
+    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side; where they are, it is left.
 
     Args:
       params: canonical tree, or any group of one.
@@ -38,7 +39,7 @@ def join_params(params: Params) -> Params:
             joined[JOINT.join(HALVES)] = _side_by_side(list(halves))
         else:
             joined[name] = join_params(group) if isinstance(group, dict) else group
-    for names in (BRANCHES, GATES):
+    for names in (BRANCHES, GATES, PROJECTIONS):
         if all(name in joined for name in names):
             groups = [joined.pop(name) for name in names]
             joined[JOINT.join(names)] = _side_by_side(
@@ -85,3 +86,12 @@ def linear_each(
     if both is None:
         return [linear(x, params[name], dtype) for name in names]
     return jnp.split(linear(x, both, dtype), len(names), axis=-1)
+
+
+def taken_apart(params: Params, names: Sequence[str]) -> Params:
+    """These maps under their own names again, if they are joined: copies, small ones beside many rows."""
+    both = params.get(JOINT.join(names))
+    if both is None:
+        return params
+    parts = {leaf: jnp.split(array, len(names), axis=-1) for leaf, array in both.items()}
+    return {name: {leaf: split[i] for leaf, split in parts.items()} for i, name in enumerate(names)}

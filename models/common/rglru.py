@@ -27,7 +27,7 @@ from kernels.linear_scan import (
     sharded_rglru_scan,
 )
 from models.common.block_diagonal import pre_activations
-from models.common.gated_gelu import gated_gelu_mlp
+from models.common.gated_gelu import GatedMLPImplementation, gated_gelu_mlp
 from models.common.joined import BRANCHES, linear_each
 from models.common.layers import at_least_float32, linear, rms_norm
 from models.common.params import ZEROS, Init, ParamSpec, grouped, linear_specs
@@ -270,17 +270,21 @@ def residual_block(
     state: RecurrentState | None = None,
     dtype: DTypeLike = jnp.float32,
     implementation: Implementation = None,
+    gated_mlp: GatedMLPImplementation = "xla",
 ) -> tuple[Float[Array, "B T *P D"], RecurrentState]:
     """r = x + recurrent_block(RMSNorm(x)); with a "channel_mlp", r + MLP(RMSNorm(r)). Keeps x's dtype.
 
-    The RMSNorms multiply by 1 + scale, epsilon 1e-6. Arguments as in `recurrent_block`.
+    The RMSNorms multiply by 1 + scale, epsilon 1e-6. Arguments as in `recurrent_block`, and:
+
+    Args:
+      gated_mlp: implementation of the "channel_mlp", see `gated_gelu_mlp`.
     """
     normed = rms_norm(x, 1 + params["temporal_norm"]["scale"], NORM_EPS)
     update, state = recurrent_block(normed, params["recurrent"], positions, state, dtype, implementation)
     x = x + update.astype(x.dtype)
     if "channel_mlp" in params:
         normed = rms_norm(x, 1 + params["channel_norm"]["scale"], NORM_EPS)
-        x = x + gated_gelu_mlp(normed, params["channel_mlp"], dtype).astype(x.dtype)
+        x = x + gated_gelu_mlp(normed, params["channel_mlp"], dtype, gated_mlp).astype(x.dtype)
     return x, state
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from kernels.common.dispatch import target
 from models.common.attention import AttentionImplementation, attend
+from models.common.joined import JOINT, PROJECTIONS, linear_each, taken_apart
 from models.common.layers import at_least_float32, linear, recomputed
 from models.common.params import (
     Init,
@@ -31,6 +32,8 @@ from models.common.sharding import constrain, gathered, per_shard
 Grid = tuple[int, int]
 
 NORM_EPS = 1e-6
+# Tokens up to which queries, keys and values are one product, where their maps are joined.
+FEW_ROWS = 8192
 
 
 def vit_block_specs(width: int, mlp_size: int, num_heads: int, official: str = "") -> dict[str, ParamSpec]:
@@ -129,26 +132,40 @@ def attention(
     """Multi-head self-attention over the tokens of each frame, scale 1 / sqrt(D / heads).
 
     Args:
-      params: "q_proj", "k_proj", "v_proj", "out_proj".
+      params: "q_proj", "k_proj", "v_proj" (or joined, see `models.common.joined`), "out_proj".
       implementation: of `jax.nn.dot_product_attention`; "cudnn" needs a GPU and a 16-bit dtype, and writes no
         scores.
       mask: which keys (last axis) each token sees, see `attend`; None: all.
       asked: how many of the tokens, the last ones, an answer is wanted for; None: all.
     """
-    asking = _last_tokens(x, asked)
     if mask is not None and mask.shape[-2] > 1:
         mask = _last_tokens(mask, asked)
 
-    def heads(x: Array, name: str) -> Array:
-        return linear(x, params[name], dtype).reshape(*x.shape[:-1], num_heads, -1)
+    def heads(x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], num_heads, -1)
 
     def local(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         flat = (y.reshape(-1, *y.shape[-3:]) for y in (q, k, v))
         seen = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
         return attend(*flat, implementation, seen).reshape(q.shape)
 
-    attended = per_shard(local)(heads(asking, "q_proj"), heads(x, "k_proj"), heads(x, "v_proj"), mask)
-    return linear(attended.reshape(asking.shape), params["out_proj"], dtype)
+    q, k, v = _projections(x, params, dtype, asked)
+    attended = per_shard(local)(heads(q), heads(k), heads(v), mask)
+    return linear(attended.reshape(q.shape), params["out_proj"], dtype)
+
+
+def _projections(x: Array, params: Params, dtype: DTypeLike, asked: int | None) -> list[Array]:
+    """Queries of the tokens that are asked for, keys and values of all.
+
+    Attention kernels read arrays that lie by themselves: of a joint product each part is copied. Of many rows
+    that takes longer than two more launches, so the matrix is taken apart.
+    """
+    if JOINT.join(PROJECTIONS) in params and math.prod(x.shape[:-1]) <= FEW_ROWS:
+        q, k, v = linear_each(x, params, PROJECTIONS, dtype)
+        return [_last_tokens(q, asked), k, v]
+    maps = taken_apart(params, PROJECTIONS)
+    asking = _last_tokens(x, asked)
+    return [linear(y, maps[name], dtype) for y, name in zip((asking, x, x), PROJECTIONS, strict=True)]
 
 
 def _last_tokens(x: Array, count: int | None) -> Array:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal, Self
 
 from models.common.config import VIT_SIZES, VideoRuntime, one_of, require, vit_size
+from models.common.gated_gelu import GatedMLPImplementation
 from models.common.vit import NORM_EPS, Grid, grid_of
 
 Numerics = Literal["jax", "torch"]
@@ -134,4 +135,22 @@ class TAPNextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TAPNextRuntime(VideoRuntime):
-    """How a TAPNext is run: see `VideoRuntime`. Queries, heads and coordinates are float32 all the same."""
+    """How a TAPNext is run: see `VideoRuntime`. Queries, heads and coordinates are float32 all the same.
+
+    Attributes:
+      gated_mlp: implementation of the recurrent blocks' gated MLP in inference, with joined parameters
+        (`prepare_params`) on one device: "xla", or "pallas_mosaic_gpu" on a Hopper GPU in 16 bits
+        (`kernels.gated_matmul`). Training always has XLA's.
+    """
+
+    gated_mlp: GatedMLPImplementation = "xla"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("gated_mlp", self.gated_mlp, GatedMLPImplementation)
+        require(
+            self.gated_mlp == "xla" or self.compute_dtype in ("bfloat16", "float16"),
+            "gated_mlp",
+            self.gated_mlp,
+            f"'xla' with compute_dtype={self.compute_dtype!r} (the kernel needs 16 bits)",
+        )

@@ -102,7 +102,9 @@ def block(
     """
     dtype = runtime.compute_dtype
     x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # see models.trecvit.model.block
-    x, state = residual_block(x, params, positions, state, dtype, runtime.scan_implementation)
+    x, state = residual_block(
+        x, params, positions, state, dtype, runtime.scan_implementation, runtime.gated_mlp
+    )
     x = vit_block(
         x,
         params,

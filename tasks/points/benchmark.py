@@ -281,6 +281,7 @@ class _Bench:
         parts = [f"attention {runtime.attention_implementation or 'xla'}", runtime.compute_dtype]
         parts += [f"residual {runtime.residual_dtype}"] * (runtime.residual_dtype != "float32")
         parts += [f"scan {runtime.scan_implementation}"] * (runtime.scan_implementation is not None)
+        parts += [f"gated MLP {runtime.gated_mlp}"] * (runtime.gated_mlp != "xla")
         if kind == "training":
             parts += [f"remat {runtime.remat}"]
             parts += ["scanned layers"] * runtime.scan_layers

@@ -28,7 +28,7 @@ from tests.contracts.kernel_contract import (
 # What runs without --slow: a compilation takes seconds, so shapes that only vary what another one covers
 # wait, and the other dtypes run on shapes that between them use every option.
 EXTRA_DTYPES = ("float64", "bfloat16", "float16")
-EXTRA_SHAPES = {"everything", "pruned_heads_together"}
+EXTRA_SHAPES = {"everything", "pruned_heads_together", "leading_axes"}
 LATER_SHAPES = {
     "square", "buffer", "left_padding_rectangle", "packed_rectangle_grouped", "one_kv_head",
     "pruned_packed_buffer",
@@ -90,7 +90,9 @@ def test_unused_positions_may_hold_nan(op: str, name: str, shape: str) -> None:
         assert_close(both(poisoned), [np.asarray(x) for x in both(arrays)], 0.0)
 
 
-@pytest.mark.parametrize(("op", "name", "shape"), each(("everything",), later=("pruned_threshold",)))
+@pytest.mark.parametrize(
+    ("op", "name", "shape"), each(("everything", "leading_axes"), later=("pruned_threshold",))
+)
 def test_vmap_equals_a_loop(op: str, name: str, shape: str) -> None:
     module = workloads(op)
     calls = [inputs(op, module.SHAPES[shape], "float32", seed=seed) for seed in range(2)]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.common import vit
 from models.common.block_diagonal import pre_activations
 from models.common.joined import expected_shapes, is_joined, join_params
 from models.common.params import flatten_names
@@ -79,3 +80,27 @@ def test_gates_leave_their_product_in_float32(frames):
         assert gate.dtype == jnp.float32
         np.testing.assert_allclose(gate, other, atol=2e-6)
     assert np.abs(expected[0] - expected[0].astype(jnp.bfloat16)).max() > 1e-3
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("asked", [None, 2])
+def test_attention_gives_the_same(monkeypatch, few, asked):
+    """Of few rows by one product, of many by three; of the last tokens only, with a mask that they see by."""
+    if not few:
+        monkeypatch.setattr(vit, "FEW_ROWS", 3 * 5 - 1)
+    params = random_tree(vit.vit_block_specs(8, 12, 2))
+    joined = join_params(params)
+    names = {name for name in flatten_names(joined) if name.startswith("attn/")}
+    assert names == {
+        f"attn/{m}/{leaf}" for m in ("q_proj+k_proj+v_proj", "out_proj") for leaf in ("kernel", "bias")
+    }
+    x, mask = normal(3, 5, 8), jnp.asarray(np.tril(np.ones((3, 5, 5), bool)))
+
+    def attend(x, params):
+        return vit.attention(x, params, 2, "float32", mask=mask, asked=asked)
+
+    expected = attend(x, params["attn"])
+    assert expected.shape == (3, asked or 5, 8)
+    np.testing.assert_allclose(attend(x, joined["attn"]), expected, atol=2e-6)
+    products = [str(jax.make_jaxpr(attend)(x, p["attn"])).count("dot_general") for p in (joined, params)]
+    assert products[0] == products[1] - (2 if few else 0)
