@@ -26,8 +26,8 @@ from tests.contracts.kernel_contract import (
 )
 
 # What runs without --slow: a compilation takes seconds, so shapes that only vary what another one covers
-# wait, and the other dtypes run on shapes that between them use every option.
-EXTRA_DTYPES = ("float64", "bfloat16", "float16")
+# wait, and float64 and bfloat16 run on shapes that between them use every option.
+EXTRA_DTYPES, LATER_DTYPES = ("float64", "bfloat16"), ("float16",)
 EXTRA_SHAPES = {"everything", "pruned_heads_together", "leading_axes"}
 LATER_SHAPES = {
     "square", "buffer", "left_padding_rectangle", "packed_rectangle_grouped", "one_kv_head",
@@ -41,8 +41,10 @@ def cases() -> list[Any]:
     for op in OPS:
         for name in portable_implementations(op):
             for shape in workloads(op).SHAPES:
-                for dtype in ("float32", *EXTRA_DTYPES):
-                    quick = shape in EXTRA_SHAPES or (dtype == "float32" and shape not in LATER_SHAPES)
+                for dtype in ("float32", *EXTRA_DTYPES, *LATER_DTYPES):
+                    quick = dtype not in LATER_DTYPES and (
+                        shape in EXTRA_SHAPES or (dtype == "float32" and shape not in LATER_SHAPES)
+                    )
                     marks = () if quick else (pytest.mark.slow,)
                     found.append(pytest.param(op, name, shape, dtype, marks=marks))
     return found
