@@ -56,15 +56,7 @@ def test_gradient_reaches_every_parameter_and_a_step_learns(case):
     assert after < before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # Half a minute of compiling what the other models of its room compile, too.
-        pytest.param(name, marks=(pytest.mark.slow,) if name == "fox: pro, grouped heads" else ())
-        for name, case in CASES.items()
-        if case.close
-    ],
-)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.close])
 def test_ways_to_run_agree(name, subtests):
     case = CASES[name]
     x = case.inputs(2, 12)
