@@ -21,12 +21,3 @@ def test_time_tells_what_single_frames_and_shuffled_ones_do_not(tmp_path: Path) 
     top1 = {name: final_figures(tmp_path / name)["top1"] for name in ("full", "single_frame", "shuffled")}
     assert top1["full"] >= top1["single_frame"] + 0.30, top1
     assert top1["full"] >= top1["shuffled"] + 0.15, top1
-
-
-@pytest.mark.slow  # four minutes
-@pytest.mark.timeout(3600)
-def test_what_an_auto_encoder_learnt_is_worth_probing(tmp_path: Path) -> None:
-    """Far above the same probe of random features, of one seed and a third of the README's probes."""
-    sweep.main([f"configs/trecvit_mae.py:runs={tmp_path},seeds=1,probe_epochs=4", f"--runs={tmp_path}"])
-    trained, random = (final_figures(tmp_path / f"probe-{name}-0")["top1"] for name in ("mae", "random"))
-    assert trained >= random + 0.15, (trained, random)
