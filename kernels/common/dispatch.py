@@ -113,6 +113,12 @@ def choose[RequestT, ImplementationT: Implementation[Any]](
     )
 
 
+def check_sizes(op: str, sizes: Mapping[str, int], letters: str) -> None:
+    """Raises ValueError if a letter of `sizes` is none of the op's, which `letters` lists in order."""
+    if unknown := sorted(set(sizes) - set(letters)):
+        raise ValueError(f"{op} has sizes {', '.join(letters)}; got {', '.join(unknown)}.")
+
+
 def explain_choice[RequestT, ImplementationT: Implementation[Any]](
     op: str,
     implementations: Mapping[str, ImplementationT],

@@ -20,6 +20,15 @@ BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
+def not_hopper(platform: str, capability: str | None) -> str | None:
+    """Why a kernel of sm_90a refuses what the program is compiled for; None: it does not."""
+    if platform != "gpu" or capability is None:
+        return "needs an NVIDIA Hopper GPU"
+    if capability != "9.0":
+        return f"is written for compute capability 9.0 (Hopper); this GPU has {capability}"
+    return None
+
+
 def tiles(shape: Sequence[int], dtype: Any) -> Any:
     """Shared memory for matrices that TMA fills and wgmma reads: the last two axes, swizzled by 128 bytes."""
     transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]

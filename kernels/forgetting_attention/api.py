@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kernels.common.dispatch import choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, target
 from kernels.forgetting_attention import arguments, pallas_mosaic_gpu, pruning, reference, xla_chunked
 from kernels.forgetting_attention.config import Options, Request, TileConfig
 from kernels.forgetting_attention.spans import KeySpans
@@ -269,9 +269,7 @@ def explain_shape(
     Raises:
       ValueError: a letter is not a size of this op.
     """
-    unknown = sorted(set(sizes) - set("BTSNKH"))
-    if unknown:
-        raise ValueError(f"forgetting_attention has sizes B, T, S, N, K, H; got {', '.join(unknown)}.")
+    check_sizes("forgetting_attention", sizes, "BTSNKH")
     queries, heads = sizes.get("T", 4096), sizes.get("N", 16)
     batch, head_dim = sizes.get("B", 1), sizes.get("H", 64)
     q = jax.ShapeDtypeStruct((batch, queries, heads, head_dim), dtype)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from kernels.common.dispatch import choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, target
 from kernels.gated_matmul import pallas_mosaic_gpu, reference, xla
 from kernels.gated_matmul.config import Request
 
@@ -91,8 +91,7 @@ def explain_shape(
     Raises:
       ValueError: a letter is not a size of this op, or pruning is asked for.
     """
-    if unknown := sorted(set(sizes) - set("RDF")):
-        raise ValueError(f"{OP} has sizes R, D, F; got {', '.join(unknown)}.")
+    check_sizes(OP, sizes, "RDF")
     if pruning is not None:
         raise ValueError(f"{OP} has no pruning; got {pruning!r}.")
     rows, width, features = sizes.get("R", 1280), sizes.get("D", 768), sizes.get("F", 3072)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.common.dispatch import target
+from kernels.common.hopper import not_hopper
 from kernels.common.manual import aligned_varying
 from kernels.common.tiling import pad_axis_to
 from kernels.gated_matmul import _mosaic_gpu_sm90 as sm90
@@ -26,10 +27,8 @@ ROW_GROUP = 8
 
 def supports(request: Request) -> str | None:
     """Hopper, 16-bit x and matrix, whole tiles of channels and features; any number of rows."""
-    if request.platform != "gpu" or request.capability is None:
-        return "needs an NVIDIA Hopper GPU"
-    if request.capability != "9.0":
-        return f"is written for compute capability 9.0 (Hopper); this GPU has {request.capability}"
+    if refusal := not_hopper(request.platform, request.capability):
+        return refusal
     if request.dtype not in DTYPES or request.kernel_dtype != request.dtype:
         return (
             f"takes x and kernel of one dtype, bfloat16 or float16, not {request.dtype} and"

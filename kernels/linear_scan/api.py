@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from kernels.common.dispatch import choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, target
 from kernels.linear_scan import (
     arguments,
     associative,
@@ -182,8 +182,7 @@ def explain_shape(
     Raises:
       ValueError: a letter is not a size of this op, or pruning is asked for.
     """
-    if unknown := sorted(set(sizes) - set("BTD")):
-        raise ValueError(f"linear_scan has sizes B, T, D; got {', '.join(unknown)}.")
+    check_sizes("linear_scan", sizes, "BTD")
     if pruning is not None:
         raise ValueError(f"linear_scan has no pruning; got {pruning!r}.")
     x = jax.ShapeDtypeStruct((sizes.get("B", 1), sizes.get("T", 4096), sizes.get("D", 2048)), dtype)

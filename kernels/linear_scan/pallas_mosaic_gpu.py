@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kernels.common.dispatch import target
+from kernels.common.hopper import not_hopper
 from kernels.common.manual import aligned_varying
 from kernels.common.tiling import pad_axis_to
 from kernels.linear_scan import _mosaic_gpu_rglru, _mosaic_gpu_scan, differentiable
@@ -29,10 +30,8 @@ WIDTH_MULTIPLE = 8
 
 def supports(request: Request) -> str | None:
     """Hopper, real inputs of 16 or 32 bits."""
-    if request.platform != "gpu" or request.capability is None:
-        return "needs an NVIDIA Hopper GPU"
-    if request.capability != "9.0":
-        return f"is written for compute capability 9.0 (Hopper); this GPU has {request.capability}"
+    if refusal := not_hopper(request.platform, request.capability):
+        return refusal
     for dtype in (request.dtype, request.decay_dtype):
         if dtype not in DTYPES:
             return f"takes bfloat16, float16 and float32, not {dtype}"
