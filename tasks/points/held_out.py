@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from kernels.common.compiler import jit_for_target
 from models import tapnext
 from tasks.common.data import Batch, Batches, Source
 from tasks.common.mesh import batch_ways, put_whole_batch
@@ -52,7 +53,7 @@ class ClipTracker:
     ):
         self.mesh = mesh
         self.batch_size = -(-batch_size // batch_ways(mesh)) * batch_ways(mesh)
-        self._run = functools.partial(_track, config, runtime)
+        self._run = functools.partial(_track_program(), config, runtime)
 
     def tracks(self, params: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(tracks_yx [B, Q, T, 2], visible [B, Q, T]) of a batch of `batch_size` clips."""
@@ -62,7 +63,6 @@ class ClipTracker:
             return np.asarray(tracks), np.asarray(visible)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _track(
     config: tapnext.TAPNextConfig,
     runtime: tapnext.TAPNextRuntime,
@@ -76,6 +76,9 @@ def _track(
     whole = PartitionSpec()
     tracks, logits = (jax.sharding.reshard(x, whole) for x in (output.tracks_yx, output.visible_logits))
     return tracks, logits > 0
+
+
+_track_program = jit_for_target(_track, static_argnums=(0, 1))
 
 
 def batches_of(clips: Source, batch_size: int, most: int = 0) -> Iterator[tuple[Batch, int]]:

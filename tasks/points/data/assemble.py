@@ -17,7 +17,7 @@ from tasks.points.data.annotated import find_own
 from tasks.points.data.clip_records import RecordClips, prepare_clips
 from tasks.points.data.clips import Clips, PointClip
 from tasks.points.data.config import PointsDataConfig
-from tasks.points.data.examples import ClipSubset, HeldOutExamples, TrainExamples
+from tasks.points.data.examples import ClipSubset, HeldOutExamples, LatestKept, TrainExamples
 from tasks.points.data.generated import GeneratedClips
 from tasks.points.data.npz_folder import find_npz
 from tasks.points.data.point_odyssey import find_odyssey
@@ -49,7 +49,8 @@ class PointsData:
     def train(self) -> TrainExamples:
         """Training examples by index: see `TrainExamples`."""
         c = self.config
-        return TrainExamples(self.train_clips, c.shape(), c.augment(), self.seed, self.report)
+        clips = self.train_clips if c.repeats == 1 else LatestKept(self.train_clips)
+        return TrainExamples(clips, c.shape(), c.augment(), self.seed, self.report)
 
     @property
     def held_out(self) -> HeldOutExamples | None:
@@ -59,13 +60,15 @@ class PointsData:
         return HeldOutExamples(self.held_out_clips, self.config.shape(), self.report)
 
     def batches(self, batch_size: int) -> Batches:
-        """The endless sequence of global training batches: every epoch shows every clip once, drawn anew.
+        """The endless sequence of global training batches: every epoch shows every clip `repeats` times
+        in a row, drawn anew each time.
 
         video uint8 [B, T, H, W, 3], query_tyx float32 [B, Q, 3], tracks_yx float32 [B, Q, T, 2], visible bool
         [B, Q, T], valid bool [B, Q]; see `examples.py`.
         """
         train = self.train
-        return Batches(train, batch_size, self.seed, EpochOrder(len(train), batch_size, self.seed))
+        order = EpochOrder(len(train), batch_size, self.seed, self.config.repeats)
+        return Batches(train, batch_size, self.seed, order)
 
 
 def open_points_data(config: PointsDataConfig, *, seed: int = 0, report: Path | None = None) -> PointsData:
@@ -93,10 +96,12 @@ def open_points_data(config: PointsDataConfig, *, seed: int = 0, report: Path | 
 
 def generated_clips(config: PointsDataConfig, split: str, count: int) -> GeneratedClips:
     """The embedded source of a configuration. Raises VideoDataError: no such photographs."""
+    # A training clip that is shown again shows other points.
+    points = config.tracks * (config.repeats if split == TRAIN else 1)
     span = (config.frames - 1) * config.stride + 1
     return GeneratedClips(
         open_photographs(split, config.generated_photographs), count, span, config.height, config.width,
-        config.tracks, config.generated_seed, config.scene(), config.appearance(),
+        points, config.generated_seed, config.scene(), config.appearance(),
     )  # fmt: skip
 
 

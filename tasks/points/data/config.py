@@ -28,6 +28,8 @@ class PointsDataConfig:
     frames, stride: T frames of an example, every so manieth of the clip's.
     height, width: of the frames, in pixels.
     tracks: Q, points of an example.
+    repeats: times a clip is shown in a row, with other points and augmentations each time, and opened once:
+      where opening clips is slower than training. A batch shows batch_size / repeats clips.
     max_pixels, max_frames, max_seconds: limits on a file, see `Limits`.
     generated_clips: how many different ones; generated_held_out: of other photographs; generated_seed.
     generated_cached: this many clips are made once, kept in the cache, and seen again and again, each time
@@ -50,6 +52,7 @@ class PointsDataConfig:
     height: int = 64
     width: int = 64
     tracks: int = 64
+    repeats: int = 1
     max_pixels: int = Limits.pixels
     max_frames: int = Limits.frames
     max_seconds: float = Limits.seconds
@@ -93,7 +96,9 @@ class PointsDataConfig:
             raise ValueError("data.source='generated' reads no files: data.path has no meaning")
         if self.source != "generated" and not self.path:
             raise ValueError(f"data.source={self.source!r} needs data.path")
-        for name, least in (("generated_clips", 1), ("generated_held_out", 0), ("generated_cached", 0)):
+        for name, least in (
+            ("repeats", 1), ("generated_clips", 1), ("generated_held_out", 0), ("generated_cached", 0),
+        ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
         self.shape()

@@ -12,6 +12,7 @@ A training index counts draws as well as clips: index = draw * clips + clip; (se
 everything else. A clip that cannot be read is replaced by the next one that can; both are reported.
 """
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,6 +194,33 @@ class HeldOutExamples:
         places = np.zeros((1, shape.frames, 2), np.float32)
         hidden = np.zeros((1, shape.frames), bool)
         return make_example(rng, PointClip(black, places, hidden, np.zeros(1, np.int32)), shape.tracks)
+
+
+class LatestKept:
+    """Clips of which each thread keeps the one it opened last: for clips shown several times in a row."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+        self._latest = threading.local()
+
+    def __reduce__(self) -> Any:
+        return LatestKept, (self.clips,)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, index: int) -> str:
+        return self.clips.name(index)
+
+    def key(self, index: int) -> Any:
+        return self.clips.key(index)
+
+    def open(self, index: int) -> PointClip:
+        if getattr(self._latest, "index", None) != index:
+            self._latest.index = None  # a clip that cannot be opened leaves none
+            self._latest.clip = self.clips.open(index)
+            self._latest.index = index
+        return self._latest.clip
 
 
 @dataclass(frozen=True)

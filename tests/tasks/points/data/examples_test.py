@@ -1,7 +1,8 @@
 """Clips to examples: what is refused, which frames and points are taken, what replaces a bad clip."""
 
 import pickle
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from tasks.common.epochs import EpochOrder
 from tasks.common.video.errors import VideoDataError, VideoError
 from tasks.common.video.skips import SkipReport
 from tasks.points.data.augment import AugmentConfig
-from tasks.points.data.clips import check_clip, place_outside
+from tasks.points.data.clips import PointClip, check_clip, place_outside
 from tasks.points.data.examples import (
     HeldOutExamples,
+    LatestKept,
     Shape,
     TrainExamples,
     cut_frames,
@@ -257,3 +259,35 @@ def test_worker_processes_read_the_same_batches() -> None:
 def test_impossible_shapes(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"must be at least 1|at least 16 x 16"):
         replace(SHAPE, **options)
+
+
+@dataclass(frozen=True)
+class CountedClips(ListedClips):
+    """Notes which are opened."""
+
+    opened: list[int] = field(default_factory=list)
+
+    def open(self, index: int) -> PointClip:
+        self.opened.append(index)
+        return super().open(index)
+
+
+def test_a_clip_shown_again_is_not_opened_again() -> None:
+    """And a batch holds what it would hold if it were: here, in other threads, and in another process."""
+    clips = CountedClips((moving_clip(points=12, frames=9), None, moving_clip(points=12, frames=9, seed=1)))
+    busy = AugmentConfig(homography=0.5, flip_horizontal=0.5, colour=0.5)
+    order = EpochOrder(3, 6, seed=3, repeats=4)
+    kept = TrainExamples(LatestKept(clips), SHAPE, busy, seed=3)
+    found = [Batches(kept, 6, 3, order)[k] for k in range(2)]
+    # Three clips four times each; the one that cannot be read is replaced, and known from then on.
+    assert sorted(set(clips.opened)) == [0, 1, 2]
+    assert len(clips.opened) <= 4
+    plain = Batches(TrainExamples(clips, SHAPE, busy, seed=3), 6, 3, order)
+    copied = Batches(pickle.loads(pickle.dumps(kept)), 6, 3, order)
+    with ThreadPoolExecutor(3) as pool:
+        threads = list(pool.map(Batches(kept, 6, 3, order).__getitem__, [0, 1, 0, 1]))
+    for k, batch in enumerate(found):
+        for other in (plain[k], copied[k], *threads[k::2]):
+            assert all(np.array_equal(batch[key], other[key]) for key in batch)
+    # Drawn anew each time: other points of the twelve, other augmentations.
+    assert len({row.tobytes() for batch in found for row in batch["tracks_yx"]}) == 12

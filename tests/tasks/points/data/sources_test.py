@@ -342,6 +342,12 @@ def test_generated_clips_as_a_source(tmp_path: Path) -> None:
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*")} == stamps
     first, again = cached.train[0], cached.train[0]
     assert all(np.array_equal(first[k], again[k]) for k in first)
+    repeated = open_points_data(replace(small, repeats=2), seed=1)
+    rows = repeated.batches(4)[0]
+    same = [np.array_equal(rows["video"][0], rows["video"][i]) for i in range(4)]
+    assert same == [True, True, False, False]
+    assert not np.array_equal(rows["tracks_yx"][0], rows["tracks_yx"][1])
+    assert all(np.array_equal(data.held_out[0][k], repeated.held_out[0][k]) for k in rows)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +361,7 @@ def test_generated_clips_as_a_source(tmp_path: Path) -> None:
         ({"generated_most": 1}, "need 0 <= fewest <= most"),
         ({"augment_roll": 2.0}, "augment.roll"),
         ({"generated_cached": -1}, "data.generated_cached"),
+        ({"repeats": 0}, "data.repeats must be at least 1, got 0"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")
