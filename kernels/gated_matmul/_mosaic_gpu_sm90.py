@@ -115,11 +115,17 @@ def make_plan(rows: int, width: int, features: int, cores: int, tile: Tile | Non
       width, features: multiples of DEPTH and of the tile's columns (two tiles' if they share x).
       cores: multiprocessors.
       tile: None: the default, sharing what leaves the CTAs least to do, the first of `Shared` if in doubt.
+
+    Raises:
+      ValueError: features that are no whole tiles.
     """
     if tile is None:
         able = [Tile(shared=s) for s in get_args(Shared) if s != "x" or features % (2 * Tile.columns) == 0]
         plans = [make_plan(rows, width, features, cores, tile) for tile in able]
         return min(plans, key=lambda plan: plan.cost)
+    whole = tile.columns * (2 if tile.shared == "x" else 1)
+    if features % whole:
+        raise ValueError(f"gated_matmul: tiles of {tile} take a multiple of {whole} features, not {features}")
     steps = width // DEPTH
     slot = (tile.rows + HALVES * tile.columns) * DEPTH * 2
     other = (tile.rows + HALVES * 2) * tile.columns * 2  # the result's buffers, and the bias in float32
@@ -133,6 +139,7 @@ def make_plan(rows: int, width: int, features: int, cores: int, tile: Tile | Non
     return Plan(tile, steps, stages, row_tiles, column_tiles, rows <= HALVES * features, clusters)
 
 
+@functools.partial(jax.jit, static_argnames="plan")  # traced once for all layers of a model
 def forward(
     x: Float[Array, "R D"], kernel: Float[Array, "D F2"], bias: Float[Array, " F2"], *, plan: Plan
 ) -> Float[Array, "R F"]:

@@ -27,7 +27,7 @@ def draw(rows: int, width: int, features: int) -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("size", [(1280, 768, 3072), (2048, 768, 3072), (777, 192, 384), (9000, 256, 640)])
+@pytest.mark.parametrize("size", [(1280, 768, 3072), (2048, 768, 3072), (777, 192, 256), (9000, 256, 768)])
 def test_every_tile_equals_reference_and_itself(size: tuple[int, int, int], tile: kernel.sm90.Tile) -> None:
     operands = draw(*size)
     run = jax.jit(functools.partial(kernel.gated_matmul, tile=tile))
