@@ -50,7 +50,7 @@ class Tile:
     rows: int = 128
     columns: int = 128
     shared: Shared = "matrix"
-    staggered: bool = True
+    staggered: bool = False
 
     @property
     def cluster(self) -> int:
