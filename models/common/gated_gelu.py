@@ -19,13 +19,14 @@ def gated_gelu_mlp(
     x: Float[Array, "*B D"],
     params: Params,
     dtype: DTypeLike,
-    implementation: GatedMLPImplementation = "xla",
+    implementation: GatedMLPImplementation | None = None,
 ) -> Float[Array, "*B D"]:
     """(gelu(x W_0 + b_0) * (x W_1 + b_1)) W_down + b_down.
 
     Args:
       params: "up" {"kernel" [2, D, F], "bias" [2, F]} (or joined, see `models.common.joined`), "down".
-      implementation: of what comes before W_down (`kernels.gated_matmul`), where parameters are joined.
+      implementation: of what comes before W_down (`kernels.gated_matmul`), where parameters are joined; None
+        chooses.
 
     Raises:
       ValueError: joined parameters, a kernel by name and a mesh: kernels see one device's arrays.
@@ -35,10 +36,12 @@ def gated_gelu_mlp(
         gate, value = (linear(x, {"kernel": up["kernel"][i], "bias": up["bias"][i]}, dtype) for i in range(2))
         hidden = recomputed(lambda gate, value: gelu(gate) * value)(gate, value)
     else:
-        if implementation != "xla" and active_mesh() is not None:
-            raise ValueError(
-                f"gated_mlp = {implementation!r} is of one device; under a mesh it must be 'xla'"
-            )
+        if active_mesh() is not None:
+            if implementation == "pallas_mosaic_gpu":
+                raise ValueError(
+                    f"gated_mlp = {implementation!r} is of one device; under a mesh it must be 'xla' or None"
+                )
+            implementation = "xla"
         both = params[JOINT.join(HALVES)]
         kernel, bias = (gathered(both[leaf].astype(dtype)) for leaf in ("kernel", "bias"))
         hidden = gated_matmul(x.astype(dtype), kernel, bias, implementation=implementation)

@@ -10,7 +10,7 @@ start: nothing crosses it, neither the recurrence nor the convolution, in one ca
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from models.common.layers import at_least_float32, linear, rms_norm
 from models.common.params import ZEROS, Init, ParamSpec, grouped, linear_specs
 from models.common.shapes import Key, Params
 from models.common.sharding import active_mesh, gathered, per_shard, time_axis
-from models.common.temporal_conv import temporal_conv
+from models.common.temporal_conv import Taps, temporal_conv
 from models.common.vit import gelu
 
 NORM_EPS = 1e-6
@@ -47,12 +47,12 @@ class RecurrentState(NamedTuple):
 
     Attributes:
       lru: [B, *P, E] float32, h of the last frame (complex: real half, then imaginary half).
-      conv: [B, J - 1, *P, E], the last raw inputs of the convolution, oldest first, zeros before the first.
-        Inputs of an earlier segment may be among them; positions say which.
+      conv: the last J - 1 raw inputs of the convolution, each [B, *P, E], oldest first, zeros before the
+        first. Inputs of an earlier segment may be among them; positions say which.
     """
 
     lru: Float[Array, "B *P E"]
-    conv: Float[Array, "B taps *P E"]
+    conv: Taps
 
 
 def init_recurrent_state(
@@ -67,8 +67,33 @@ def init_recurrent_state(
     """
     return RecurrentState(
         lru=jnp.zeros((batch, *tubes, width), jnp.promote_types(dtype, jnp.float32)),
-        conv=jnp.zeros((batch, taps - 1, *tubes, width), dtype),
+        conv=tuple(jnp.zeros((batch, *tubes, width), dtype) for _ in range(taps - 1)),
     )
+
+
+def handed_over[T](memory: T) -> T:
+    """A memory as jitted steps take it that donate it and call `taken_over` first.
+
+    Of each convolution's inputs the oldest comes last, where a step of one frame puts the newest: JAX pairs
+    donated arrays with results of their shape in order, and what stays in its place is not copied.
+
+    Args:
+      memory: tree with `RecurrentState`s.
+    """
+    return _turned(memory, 1)
+
+
+def taken_over[T](memory: T) -> T:
+    """Undoes `handed_over`."""
+    return _turned(memory, -1)
+
+
+def _turned[T](memory: T, by: int) -> T:
+    def turn(node: Any) -> Any:
+        is_memory = isinstance(node, RecurrentState)
+        return node._replace(conv=node.conv[by:] + node.conv[:by]) if is_memory else node
+
+    return jax.tree.map(turn, memory, is_leaf=lambda node: isinstance(node, RecurrentState))
 
 
 def frame_positions(like: Array, length: Int[Array, " B"] | None, reset: Array | None) -> Int[Array, "B T"]:
@@ -259,7 +284,7 @@ def recurrent_block(
     # Without its barrier XLA keeps the GELU's tanh for the backward pass, in float32.
     gated = jax.checkpoint(lambda h, gate: h * gelu(gate))(h, gate)
     if state is not None:
-        conv = conv.astype(state.conv.dtype)
+        conv = tuple(tap.astype(old.dtype) for tap, old in zip(conv, state.conv, strict=True))
     return linear(gated, params["linear_out"], dtype), RecurrentState(last, conv)
 
 
@@ -270,7 +295,7 @@ def residual_block(
     state: RecurrentState | None = None,
     dtype: DTypeLike = jnp.float32,
     implementation: Implementation = None,
-    gated_mlp: GatedMLPImplementation = "xla",
+    gated_mlp: GatedMLPImplementation | None = None,
 ) -> tuple[Float[Array, "B T *P D"], RecurrentState]:
     """r = x + recurrent_block(RMSNorm(x)); with a "channel_mlp", r + MLP(RMSNorm(r)). Keeps x's dtype.
 

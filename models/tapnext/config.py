@@ -139,18 +139,19 @@ class TAPNextRuntime(VideoRuntime):
 
     Attributes:
       gated_mlp: implementation of the recurrent blocks' gated MLP in inference, with joined parameters
-        (`prepare_params`) on one device: "xla", or "pallas_mosaic_gpu" on a Hopper GPU in 16 bits
-        (`kernels.gated_matmul`). Training always has XLA's.
+        (`prepare_params`): "xla", or "pallas_mosaic_gpu" on one Hopper GPU in 16 bits
+        (`kernels.gated_matmul`); None chooses. Training always has XLA's.
     """
 
-    gated_mlp: GatedMLPImplementation = "xla"
+    gated_mlp: GatedMLPImplementation | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("gated_mlp", self.gated_mlp, GatedMLPImplementation)
+        if self.gated_mlp is not None:
+            one_of("gated_mlp", self.gated_mlp, GatedMLPImplementation)
         require(
-            self.gated_mlp == "xla" or self.compute_dtype in ("bfloat16", "float16"),
+            self.gated_mlp != "pallas_mosaic_gpu" or self.compute_dtype in ("bfloat16", "float16"),
             "gated_mlp",
             self.gated_mlp,
-            f"'xla' with compute_dtype={self.compute_dtype!r} (the kernel needs 16 bits)",
+            f"'xla' or None with compute_dtype={self.compute_dtype!r} (the kernel needs 16 bits)",
         )

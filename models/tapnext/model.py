@@ -6,6 +6,7 @@ frame, tracks read off the points' tokens.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -202,7 +203,9 @@ def point_features(
     positions = frame_positions(video, None if state is None else state.step, reset)
     image = image_tokens(config, runtime, params["image"], video)
     points = point_tokens(config, params["points"], queries, positions, runtime.residual_dtype)
-    x = jnp.concatenate([image, points], axis=2)
+    # XLA for GPUs (jax 0.11.2) would make one Triton kernel of the points' tokens, this and the first norm; its
+    # results are wrong in some clips of a batch.
+    x = jax.lax.optimization_barrier(jnp.concatenate([image, points], axis=2))
     states = None if state is None else state.layers
     features, states = encode(
         config, runtime, params["layers"], x, positions, points.shape[2], mask, states, layers

@@ -129,18 +129,15 @@ def edit_slots(
     """
     slots, tracks = state.in_use.shape[1], state.model.queries.frame.shape[1]
 
-    def refilled(leaf: Array, axis: int) -> Array:
-        """The virgin's row along the axis of tokens, over those of the filled slots."""
-        first = leaf.shape[axis] - tracks
-        virgin = jax.lax.slice_in_dim(leaf, first + slots, first + slots + 1, axis=axis)
-        points = jax.lax.slice_in_dim(leaf, first, first + slots, axis=axis)
-        shape = [1] * leaf.ndim
-        shape[0], shape[axis] = fill.shape
-        points = jnp.where(fill.reshape(shape), virgin, points)
-        return jax.lax.dynamic_update_slice_in_dim(leaf, points, first, axis)
+    def refilled(leaf: Array) -> Array:
+        """[B, P, E] with the virgin's row over those of the filled slots."""
+        first = leaf.shape[1] - tracks
+        virgin, points = leaf[:, first + slots, None], leaf[:, first : first + slots]
+        points = jnp.where(fill[..., None], virgin, points)
+        return jax.lax.dynamic_update_slice_in_dim(leaf, points, first, 1)
 
     layers = {
-        name: RecurrentState(refilled(layer.lru, 1), refilled(layer.conv, 2))
+        name: RecurrentState(*jax.tree.map(refilled, tuple(layer)))
         for name, layer in state.model.layers.items()
     }
     old = state.model.queries

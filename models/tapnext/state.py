@@ -18,8 +18,8 @@ class TAPNextState(NamedTuple):
     Attributes:
       step: [B] int32, frames of the current clip seen so far.
       queries: what is tracked; frames count from the start of the clip.
-      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P, E] float32 and [B, J - 1, P, E]. Of
-        the P tokens the image's come first, row-major, then one per track.
+      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P, E]: h in float32, and the J - 1
+        last inputs. Of the P tokens the image's come first, row-major, then one per track.
     """
 
     step: Int[Array, " B"]

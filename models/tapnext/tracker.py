@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kernels.common.compiler import jit_for_target
+from models.common.rglru import handed_over, taken_over
 from models.common.shapes import Params
 from models.common.vit import Grid
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime
@@ -42,8 +43,12 @@ def _step(
     video: Video,
     state: SlotState,
 ) -> tuple[Array, SlotState]:
-    """([S, T, 4] (y, x), certainty, visibility logit, NaN where nothing is tracked; the memory)."""
-    readout, tracked, state = advance(config, runtime, params, video, state)
+    """([S, T, 4] (y, x), certainty, visibility logit, NaN where nothing is tracked; the memory).
+
+    Args:
+      state: handed over.
+    """
+    readout, tracked, state = advance(config, runtime, params, video, taken_over(state))
     sure = certainty(config, readout.track_logits, readout.tracks_yx, radius)
     # One array: fetching one takes as long as the step of a small model.
     found = jnp.concatenate([readout.tracks_yx, sure[..., None], readout.visible_logits[..., None]], axis=-1)
@@ -52,9 +57,8 @@ def _step(
 
 _edit_program = jit_for_target(edit_slots, donate_argnums=0)
 # Config, runtime and radius are hashable: one program for all trackers of one resolution, number of slots and
-# number of frames per call. The memory is not donated: a program that updates the last inputs of the
-# convolutions in place copies them first.
-_step_program = jit_for_target(_step, static_argnums=(0, 1, 2))
+# number of frames per call.
+_step_program = jit_for_target(_step, static_argnums=(0, 1, 2), donate_argnums=5)
 
 
 class SlotTracker:
@@ -112,7 +116,7 @@ class SlotTracker:
 
     @property
     def state(self) -> SlotState:
-        """The memory after the last call; filling, moving or freeing slots consumes it."""
+        """The memory after the last call; the next step, and filling, moving or freeing slots, consume it."""
         return self._state
 
     def add(self, query_tyx: Any) -> np.ndarray:
@@ -198,7 +202,7 @@ class SlotTracker:
                 f" {self.image_size[1]}, 3] with T >= 1"
             )
         found, self._state = _step_program()(
-            self.config, self.runtime, self.radius, self._params, video[None], self._state
+            self.config, self.runtime, self.radius, self._params, video[None], handed_over(self._state)
         )
         self.frame += len(video)
         tracks, sure, logits = np.split(np.asarray(found), (2, 3), axis=-1)

@@ -29,7 +29,7 @@ class TRecViTState(NamedTuple):
 
     Attributes:
       length: [B] int32, frames of the current clip seen so far.
-      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P, E] and [B, J - 1, P, E].
+      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P, E]: h, and the J - 1 last inputs.
       head: [B, R], the mean of the features so far ("classes"); a `ReadoutState` ("readout"); None for heads
         without memory.
     """

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from kernels.common.bench import DeviceTiming, Rates, measure_rates
 from kernels.common.compiler import compiler_options
 from models import trecvit
+from models.common.rglru import handed_over, taken_over
 from models.common.sharding import ShardingRules
 from models.trecvit import TRecViTConfig, TRecViTRuntime, TRecViTState
 from tasks.common.bench import (
@@ -170,15 +171,19 @@ class _Bench:
         params, state = self._params(), trecvit.init_state(size.model, 1, runtime.compute_dtype)
 
         def step(state: TRecViTState, params: Any, frame: Any) -> tuple[TRecViTState, Any]:
-            logits, after = trecvit.apply(size.model, runtime, params, frame, state)
+            logits, after = trecvit.apply(size.model, runtime, params, frame, taken_over(state))
             assert after is not None
             return after, logits
 
         frame = _pixels((1, 1, *size.video[2:]))
         jitted = jax.jit(step, donate_argnums=0, compiler_options=self.compiler)
-        built = build(jitted.lower(state, params, frame))
+        built = build(jitted.lower(handed_over(state), params, frame))
         moved = tree_bytes(params) + 2 * tree_bytes(state)
-        call = Carried(built.compiled, state, params, frame)
+
+        def program(state: TRecViTState, *rest: Any) -> Any:
+            return built.compiled(handed_over(state), *rest)
+
+        call = Carried(program, state, params, frame)
         timing = self._time(call)
         camera, wall = np.asarray(frame), []
         for _ in range(FRAMES):

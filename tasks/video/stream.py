@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from rich.console import Console
 
 from models import trecvit
+from models.common.rglru import handed_over, taken_over
 from models.common.shapes import Params
 from tasks.common.errors import RunError
 from tasks.common.guard import StopSignal
@@ -100,7 +101,7 @@ class StreamClassifier:
         numbers = self.frames + np.arange(self.chunk)
         reset = (numbers % self.restart == 0)[None] if self.restart else np.zeros((1, self.chunk), bool)
         begin = time.perf_counter()
-        probs, self._state = self._step(self._params, rows, reset, self._state)
+        probs, self._state = self._step(self._params, rows, reset, handed_over(self._state))
         found = np.asarray(probs)[:count]
         self.seconds += time.perf_counter() - begin
         if not np.isfinite(found).all():
@@ -121,8 +122,9 @@ def _step(
     reset: Bool[Array, "1 T"],
     state: trecvit.TRecViTState,
 ) -> tuple[Float[Array, "T C"], trecvit.TRecViTState | None]:
+    """Probabilities, and the memory after the frames; `state` is handed over."""
     video = prepare_eval(augment, frames)
-    logits, state_after = trecvit.apply(config, runtime, params, video, state, reset)
+    logits, state_after = trecvit.apply(config, runtime, params, video, taken_over(state), reset)
     return jax.nn.softmax(logits[0], axis=-1), state_after
 
 

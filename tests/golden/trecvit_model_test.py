@@ -146,19 +146,19 @@ def check_conv(case: Arrays) -> None:
 
     outputs = run_layer(case, specs, call, params, {"x": case["x"]})
     assert_close(outputs[0], case["y"], "y", LAYER)
-    assert_close(outputs[1], case["cache"], "cache", LAYER)
+    assert_close(jnp.stack(outputs[1], axis=1), case["cache"], "cache", LAYER)
     if "x_decode" not in case:
         return
     x, positions = jnp.asarray(case["x_decode"]), jnp.asarray(case["segment_pos_decode"])
     step = jitted(temporal_conv)
     y, cache = step(x, params, positions, outputs[1])
     assert_close(y, case["y_decode"], "y of a chunk", LAYER)
-    assert_close(cache, case["cache_decode"][:, -1], "cache after a chunk", LAYER)
+    assert_close(jnp.stack(cache, axis=1), case["cache_decode"][:, -1], "cache after a chunk", LAYER)
     cache = outputs[1]
     for t in range(x.shape[1]):
         y, cache = step(x[:, t : t + 1], params, positions[:, t : t + 1], cache)
         assert_close(y, case["y_decode"][:, t : t + 1], f"y of step {t}", LAYER)
-        assert_close(cache, case["cache_decode"][:, t], f"cache after step {t}", LAYER)
+        assert_close(jnp.stack(cache, axis=1), case["cache_decode"][:, t], f"cache after step {t}", LAYER)
 
 
 def check_recurrent(case: Arrays) -> None:
@@ -192,7 +192,7 @@ def check_recurrent(case: Arrays) -> None:
     outputs = run_layer(renamed, specs, call, params, {"x": case["x"]})
     assert_close(outputs[0], case["y"], "y", LAYER)
     assert_close(outputs[1].lru, case["rg_lru_state"], "recurrent state", LAYER)
-    assert_close(outputs[1].conv, case["conv1d_state"], "convolution state", LAYER)
+    assert_close(jnp.stack(outputs[1].conv, axis=1), case["conv1d_state"], "convolution state", LAYER)
     if "x_decode" not in case:
         return
     x, positions = jnp.asarray(case["x_decode"]), jnp.asarray(case["segment_pos_decode"])
@@ -207,7 +207,9 @@ def check_recurrent(case: Arrays) -> None:
         what = f"continued in chunks of {sizes[0]}"
         assert_close(jnp.concatenate(parts, 1), case["y_decode"], f"y {what}", LAYER)
         assert_close(state.lru, case["rg_lru_state_decode"], f"recurrent state {what}", LAYER)
-        assert_close(state.conv, case["conv1d_state_decode"], f"convolution state {what}", LAYER)
+        assert_close(
+            jnp.stack(state.conv, axis=1), case["conv1d_state_decode"], f"convolution state {what}", LAYER
+        )
 
 
 def check_vit(case: Arrays) -> None:

@@ -60,3 +60,14 @@ def test_under_a_mesh_a_kernel_is_refused():
     refused = pytest.raises(ValueError, match="gated_mlp = 'pallas_mosaic_gpu' is of one device")
     with jax.set_mesh(jax.make_mesh((1,), ("data",))), refused:
         gated_gelu_mlp(X, join_params(PARAMS), "bfloat16", "pallas_mosaic_gpu")
+
+
+def test_under_a_mesh_none_is_chosen():
+    """Kernels see one device's arrays."""
+    run = jax.jit(lambda x, params: gated_gelu_mlp(x, params, "bfloat16"))
+    joined = join_params(PARAMS)
+    with compiling_for("gpu", "9.0"):
+        alone = run.trace(X, joined).lower(lowering_platforms=("cuda",)).as_text()
+        with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+            meshed = run.trace(X, joined).lower(lowering_platforms=("cuda",)).as_text()
+    assert ("mosaic_gpu" in alone, "mosaic_gpu" in meshed) == (True, False)

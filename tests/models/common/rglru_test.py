@@ -12,12 +12,14 @@ from models.common.params import flatten_names, initialize, unflatten_names
 from models.common.rglru import (
     RadiusInit,
     frame_positions,
+    handed_over,
     init_recurrent_state,
     recurrent_block,
     residual_block,
     residual_block_specs,
     rg_lru,
     rg_lru_specs,
+    taken_over,
 )
 from models.common.temporal_conv import temporal_conv
 
@@ -126,12 +128,13 @@ def test_convolution_is_its_sum_in_any_chunking(taps):
             part = slice(start, start + size)
             positions = frame_positions(x[:, part], length, reset[:, part])
             y, cache = step(x[:, part], params, positions, cache)
-            assert cache.shape == (B, taps - 1, P, E)
+            assert [tap.shape for tap in cache] == [(B, P, E)] * (taps - 1)
             length = positions[:, -1] + 1
             parts.append(y)
             start += size
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=1e-6)
-    np.testing.assert_array_equal(cache, x[:, T - taps + 1 :])
+    for back, tap in enumerate(reversed(cache)):
+        np.testing.assert_array_equal(tap, x[:, T - 1 - back])
 
 
 def test_packed_segments_equal_each_alone():
@@ -167,7 +170,7 @@ def test_half_precision_keeps_gates_and_states_in_float32():
     run = jax.jit(recurrent_block, static_argnames="dtype", compiler_options=QUICK_COMPILE)
     y, state = run(x, params["recurrent"], positions, dtype="bfloat16")
     exact, _ = run(x, params["recurrent"], positions, dtype="float32")
-    assert (y.dtype, state.lru.dtype, state.conv.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+    assert (y.dtype, state.lru.dtype, state.conv[0].dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
     assert 1e-4 < float(jnp.abs(y.astype(jnp.float32) - exact).max()) < 0.05
     gate = params["recurrent"]["rglru"]["a_gate"]
     assert block_diagonal(normal(2, E).astype(jnp.bfloat16), gate, "bfloat16").dtype == jnp.float32
@@ -203,3 +206,19 @@ def test_initial_values_have_the_official_spread():
         assert abs(area.mean() - middle) < 4 * (0.999**2 - low**2) / math.sqrt(12 * 4000)
     theta = rg_lru_specs(8, 2, 0.5, real=False)["a_imag_param"].init(jax.random.key(2), (1000,))
     assert 0 <= float(theta.min()) < float(theta.max()) < 0.1 * math.pi
+
+
+def test_a_memory_handed_over_is_updated_in_place():
+    """Of three taps two stay where they are, and the new one replaces the oldest."""
+    state = {"0": init_recurrent_state(2, 3, 4, (5,)), "step": jnp.zeros(2)}
+    marked = jax.tree.map(lambda x, k: x + k, state, jax.tree.unflatten(jax.tree.structure(state), range(5)))
+    handed = handed_over(marked)
+    assert [float(tap[0, 0, 0]) for tap in handed["0"].conv] == [2, 3, 1]
+    jax.tree.map(np.testing.assert_array_equal, taken_over(handed), marked)
+
+    def step(handed, new):
+        memory = taken_over(handed)["0"]
+        return memory._replace(conv=(*memory.conv[1:], 2 * new))
+
+    compiled = jax.jit(step, donate_argnums=0).lower(handed, handed["0"].conv[0]).compile().as_text()
+    assert compiled.count(" copy(") == 0

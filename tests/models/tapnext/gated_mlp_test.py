@@ -1,8 +1,8 @@
 """`TAPNextRuntime.gated_mlp`: which programs have the kernel, and which settings are refused."""
 
 import dataclasses
-import re
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,15 @@ def kernels_in_a_frame(runtime: TAPNextRuntime, *, joined: bool) -> int:
 
 def test_one_kernel_a_layer_where_asked_for_and_parameters_are_joined():
     assert kernels_in_a_frame(KERNEL, joined=True) == CONFIG.depth
+    assert kernels_in_a_frame(dataclasses.replace(KERNEL, gated_mlp=None), joined=True) == CONFIG.depth
     assert kernels_in_a_frame(KERNEL, joined=False) == 0
     assert kernels_in_a_frame(dataclasses.replace(KERNEL, gated_mlp="xla"), joined=True) == 0
 
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_settings_that_cannot_run_are_refused():
-    assert TAPNextRuntime().gated_mlp == "xla"
+    assert TAPNextRuntime().gated_mlp is None
     with pytest.raises(ValueError, match="gated_mlp = 'magic'; it must be one of"):
         TAPNextRuntime(gated_mlp="magic")
-    with pytest.raises(ValueError, match="'xla' with compute_dtype='float32'"):
+    with pytest.raises(ValueError, match="'xla' or None with compute_dtype='float32'"):
         TAPNextRuntime(gated_mlp="pallas_mosaic_gpu")

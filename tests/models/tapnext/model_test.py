@@ -106,7 +106,7 @@ def test_mixed_precision():
     error = np.abs(logits_of(output) - logits_of(expected))
     assert 1e-5 < error.mean() < 0.05 * logits_of(expected).std() + 0.02
     layer = state.layers["0"]
-    assert (output.track_logits.dtype, layer.lru.dtype, layer.conv.dtype) == (
+    assert (output.track_logits.dtype, layer.lru.dtype, layer.conv[0].dtype) == (
         jnp.float32,
         jnp.float32,
         jnp.bfloat16,

@@ -47,9 +47,7 @@ def roll(state, frames, edits=None):
 def rows_of(state, index):
     """Memory of one slot; -1 is the virgin."""
     index = index % (state.in_use.shape[1] + 1) - state.model.queries.frame.shape[1]
-    return [np.asarray(layer.lru[0])[index] for layer in state.model.layers.values()] + [
-        np.asarray(layer.conv[0])[:, index] for layer in state.model.layers.values()
-    ]
+    return [np.asarray(leaf[0])[index] for leaf in jax.tree.leaves(state.model.layers)]
 
 
 def test_slots_are_the_model_without_slots():

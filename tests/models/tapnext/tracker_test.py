@@ -76,7 +76,7 @@ def test_one_program_per_resolution_number_of_slots_and_of_frames():
 def test_other_resolutions_and_bfloat16():
     half = TAPNextRuntime(compute_dtype="bfloat16")
     tracker = make(image_size=(16, 24), runtime=half, radius=2.5)
-    assert tracker.state.model.layers["0"].conv.dtype == jnp.bfloat16
+    assert tracker.state.model.layers["0"].conv[0].dtype == jnp.bfloat16
     tracker.add([[0, 7.9, 11.9]])
     tracks = tracker.step(np.zeros((2, 16, 24, 3), np.uint8))
     assert tracks.tracks_yx.shape == (4, 2, 2)

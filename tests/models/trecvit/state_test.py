@@ -91,8 +91,8 @@ def test_state_is_small_float32_where_it_matters_and_does_not_grow():
     config = small(depth=2, state_multiplier=2)
     state = init_state(config, 3, "bfloat16")
     assert state.layers["1"].lru.shape == (3, 7, 32)
-    assert state.layers["1"].conv.shape == (3, 2, 7, 32)
-    dtypes = (state.layers["0"].lru.dtype, state.layers["0"].conv.dtype, state.head.dtype)
+    assert [tap.shape for tap in state.layers["1"].conv] == [(3, 7, 32)] * 2
+    dtypes = (state.layers["0"].lru.dtype, state.layers["0"].conv[0].dtype, state.head.dtype)
     assert dtypes == (jnp.float32, jnp.bfloat16, jnp.float32)
     half = TRecViTRuntime(compute_dtype="bfloat16")
     after = jax.eval_shape(
