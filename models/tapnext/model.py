@@ -203,8 +203,8 @@ def point_features(
     positions = frame_positions(video, None if state is None else state.step, reset)
     image = image_tokens(config, runtime, params["image"], video)
     points = point_tokens(config, params["points"], queries, positions, runtime.residual_dtype)
-    # XLA for GPUs (jax 0.11.2) would make one Triton kernel of the points' tokens, this and the first norm; its
-    # results are wrong in some clips of a batch.
+    # XLA for GPUs (jax 0.11.2) would make one Triton kernel of the points' tokens, this and the first norm,
+    # whose results are wrong in some clips of a batch.
     x = jax.lax.optimization_barrier(jnp.concatenate([image, points], axis=2))
     states = None if state is None else state.layers
     features, states = encode(
