@@ -183,7 +183,7 @@ def test_the_streaming_step_lowers_for_cuda_with_its_products_in_bfloat16() -> N
     # One frame is a closed form: no loop over time.
     assert "while" not in program
     assert "mosaic" not in program
-    # The memory is donated, all of it: frames seen, three arrays of queries, and of both layers h and three taps.
+    # All of the memory is donated: frames seen, three arrays of queries, of both layers h and three taps.
     assert program.count("tf.aliasing_output") == 1 + 3 + 2 * (1 + 3)
 
 
@@ -191,9 +191,9 @@ def test_joined_maps_are_one_product_each() -> None:
     """Of the step for CUDA: what trackers run on a GPU."""
     products = Counter(re.findall(rf"dot_general.*: {TENSORS}", lowered_step(joined=True)))
     assert products == {
-        # Of a layer: x with y and out of the recurrence, gate with value and down of its MLP; q with k and v,
-        # out, the sum of values, two of the MLP. And the patches.
-        ("bf16", "bf16", "bf16"): 2 * 9 + 1,
+        # Of a layer: x with y and out of the recurrence, down of its MLP, whose gate and value are a kernel's;
+        # q with k and v, out, the sum of values, two of the MLP. And the patches.
+        ("bf16", "bf16", "bf16"): 2 * 8 + 1,
         # Both gates, and the scores.
         ("bf16", "bf16", "f32"): 2 * 2,
         ("f32", "f32", "f32"): 6,
