@@ -27,7 +27,7 @@ NOTHING = "-"
 DEFAULT = Tile()
 TILES = (
     DEFAULT,
-    dataclasses.replace(DEFAULT, staggered=False),
+    dataclasses.replace(DEFAULT, staggered=True),
     dataclasses.replace(DEFAULT, shared="x"),
     dataclasses.replace(DEFAULT, shared="nothing"),
     Tile(128, 64),
