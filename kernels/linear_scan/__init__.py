@@ -2,12 +2,13 @@
 
 from kernels.linear_scan.api import explain, linear_scan, rglru_scan
 from kernels.linear_scan.config import DECAY_SCALE, RESIDUAL_NAMES
-from kernels.linear_scan.rglru import input_scale, log_decay, rglru_step, sqrt_clip
+from kernels.linear_scan.rglru import decay_rate, input_scale, log_decay, rglru_step, sqrt_clip
 from kernels.linear_scan.sharded import sharded_linear_scan, sharded_rglru_scan
 
 __all__ = [
     "DECAY_SCALE",
     "RESIDUAL_NAMES",
+    "decay_rate",
     "explain",
     "input_scale",
     "linear_scan",

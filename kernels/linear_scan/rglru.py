@@ -49,7 +49,12 @@ def _sqrt_clip_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 
 def log_decay(gate_a: Float[Array, "*B D"], a_param: Float[Array, "*C D"]) -> Float[Array, "*B D"]:
     """log a = -8 sigmoid(gate_a) softplus(a_param), in the dtype of its arguments."""
-    return -DECAY_SCALE * jax.nn.sigmoid(gate_a) * jax.nn.softplus(a_param)
+    return -jax.nn.sigmoid(gate_a) * decay_rate(a_param)
+
+
+def decay_rate(a_param: Float[Array, "*C D"]) -> Float[Array, "*C D"]:
+    """8 softplus(a_param): the most that log a can fall below 0."""
+    return DECAY_SCALE * jax.nn.softplus(a_param)
 
 
 def input_scale(log_a: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -65,7 +70,8 @@ def wide_dtype(x: Array, gate_x: Array, gate_a: Array) -> jnp.dtype:
 def gates(gated: Gated) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """(u, a): what enters the state and how the state decays, in the wide dtype. At resets a = 0, exactly."""
     reset = None if gated.reset is None else gated.reset[..., None]
-    return _gates(gated.x, gated.gate_x, gated.gate_a, gated.a_param, reset)
+    rate = decay_rate(gated.a_param.astype(wide_dtype(*gated[:3])))
+    return _gates(*gated[:3], rate, reset)
 
 
 def rglru_step(
@@ -75,27 +81,28 @@ def rglru_step(
     a_param: Float[Array, "..."],
     h0: Float[Array, "*shape"] | None,
     reset: Bool[Array, "..."],
+    rate: Float[Array, "..."] | None = None,
 ) -> Float[Array, "*shape"]:
     """One step of `rglru_scan`, for arrays of any shape: XLA fuses it with what comes before and after.
 
     Args:
       a_param, reset: broadcast against the others.
+      rate: `decay_rate(a_param)` where it has been computed before: XLA for GPUs has a kernel for it alone.
 
     Returns:
       The state after the step, in the wide dtype.
     """
-    u, a = _gates(x, gate_x, gate_a, a_param, reset)
+    wide = wide_dtype(x, gate_x, gate_a)
+    rate = decay_rate(a_param.astype(wide)) if rate is None else rate.astype(wide)
+    u, a = _gates(x, gate_x, gate_a, rate, reset)
     return u if h0 is None else u + decayed(a, h0.astype(a.dtype))
 
 
-def _gates(
-    x: Array, gate_x: Array, gate_a: Array, a_param: Array, reset: Array | None
-) -> tuple[Array, Array]:
-    wide = wide_dtype(x, gate_x, gate_a)
-    x, gate_x, gate_a, a_param = (part.astype(wide) for part in (x, gate_x, gate_a, a_param))
+def _gates(x: Array, gate_x: Array, gate_a: Array, rate: Array, reset: Array | None) -> tuple[Array, Array]:
+    x, gate_x, gate_a = (part.astype(rate.dtype) for part in (x, gate_x, gate_a))
     if reset is not None:
         gate_a = jnp.where(reset, 0, gate_a)  # unused there, so it may be NaN
-    log_a = log_decay(gate_a, a_param)
+    log_a = -jax.nn.sigmoid(gate_a) * rate
     a, scale = jnp.exp(log_a), input_scale(log_a)
     if reset is not None:
         a, scale = jnp.where(reset, 0, a), jnp.where(reset, 1, scale)

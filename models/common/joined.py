@@ -2,8 +2,8 @@
 
 A few rows, such as one frame's, leave most of a GPU idle, and every product costs the time of its launch. So
 maps that read the same input become one product: `join_params` puts their matrices side by side, under both
-names, "linear_x+linear_y". Layers take either form and give the same up to rounding. Checkpoints, converters
-and training know the canonical form only.
+names, "linear_x+linear_y". What depends on parameters alone is computed, too. Layers take either form and
+give the same up to rounding. Checkpoints, converters and training know the canonical form only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,14 @@ from jax.scipy.linalg import block_diag
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from kernels.linear_scan import decay_rate
 from models.common.layers import linear
 from models.common.params import flatten_names, unflatten_names
 from models.common.shapes import Params
 
 JOINT = "+"
+# Of a recurrence, beside its "a_param".
+RATE = "rate"
 BRANCHES, GATES = ("linear_x", "linear_y"), ("input_gate", "a_gate")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # Of a gated MLP, whose canonical "up" holds both, one above the other [2, D, F]: a slice of it is a copy.
@@ -27,7 +30,7 @@ UP, HALVES = "up", ("gate", "value")
 
 
 def join_params(params: Params) -> Params:
-    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side; where they are, it is left.
+    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side, and `RATE`; what is so is left.
 
     Args:
       params: canonical tree, or any group of one.
@@ -45,6 +48,8 @@ def join_params(params: Params) -> Params:
             joined[JOINT.join(names)] = _side_by_side(
                 [_dense(x) for x in groups] if names == GATES else groups
             )
+    if "a_param" in joined and not joined.keys() & {"a_imag_param", RATE}:
+        joined[RATE] = decay_rate(joined["a_param"])
     return joined
 
 

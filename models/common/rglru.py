@@ -28,7 +28,7 @@ from kernels.linear_scan import (
 )
 from models.common.block_diagonal import pre_activations
 from models.common.gated_gelu import GatedMLPImplementation, gated_gelu_mlp
-from models.common.joined import BRANCHES, linear_each
+from models.common.joined import BRANCHES, RATE, linear_each
 from models.common.layers import at_least_float32, linear, rms_norm
 from models.common.params import ZEROS, Init, ParamSpec, grouped, linear_specs
 from models.common.shapes import Key, Params
@@ -132,8 +132,9 @@ def rg_lru(
     input enters with factor 1. Without a state h_{-1} = 0. Gates and recurrence are float32.
 
     Args:
-      params: "input_gate", "a_gate" (see `block_diagonal`), "a_param" = Lambda; with "a_imag_param" = theta
-        too, a_t turns by r_t theta and channels are E/2 complex numbers, [real half | imaginary half].
+      params: "input_gate", "a_gate" (see `block_diagonal`), "a_param" = Lambda (and what `join_params` makes
+        of it); with "a_imag_param" = theta too, a_t turns by r_t theta and channels are E/2 complex numbers,
+        [real half | imaginary half].
       state: h of the last frame before the call.
       dtype: of the gates' matmuls.
       implementation: of the scan (`kernels.linear_scan`).
@@ -145,9 +146,13 @@ def rg_lru(
     if (axis := time_axis(x)) is not None:
         return _split_scan(x, gate_x, gate_a, params, positions == 0, state, axis, implementation)
     # Axis 0 must be the batch for `per_shard`, so the channels' parameters get one copy per row.
-    names = [name for name in ("a_param", "a_imag_param") if name in params]
+    if "a_imag_param" in params:
+        scan, names = _complex_scan, ["a_param", "a_imag_param"]
+    elif x.shape[1] > 1:
+        scan, names = _real_scan, ["a_param"]
+    else:
+        scan, names = _one_frame, ["a_param", *(name for name in [RATE] if name in params)]
     rows = [jnp.broadcast_to(gathered(params[name]), (x.shape[0], *params[name].shape)) for name in names]
-    scan = _complex_scan if len(rows) == 2 else _real_scan if x.shape[1] > 1 else _one_frame
 
     def local(
         x: Array, gate_x: Array, gate_a: Array, rows: list[Array], starts: Array, h: Array | None
@@ -197,7 +202,7 @@ def _one_frame(
     make several kernels of it.
     """
     start = starts.reshape(*starts.shape, *[1] * (x.ndim - 2))
-    out = rglru_step(x, gate_x, gate_a, rows[0], None if h is None else h[:, None], start)
+    out = rglru_step(x, gate_x, gate_a, rows[0], None if h is None else h[:, None], start, *rows[1:])
     return out.astype(x.dtype), out[:, 0]
 
 

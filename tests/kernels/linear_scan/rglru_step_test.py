@@ -1,5 +1,6 @@
 """One step of the RG-LRU on arrays of any shape is one step of the scan."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,6 +31,11 @@ def test_a_step_is_a_scan_of_one_step():
     fresh = rglru_step(x[:1], gate_x[:1], gate_a[:1], a_param, None, reset[:1, None, None])
     zero = rglru_step(x[:1], gate_x[:1], gate_a[:1], a_param, 0 * x[:1], reset[:1, None, None])
     np.testing.assert_array_equal(fresh, zero)
+    # A rate that is given stands for a_param, which is not looked at.
+    given = rglru_step(
+        x, gate_x, gate_a, jnp.nan * a_param, h0, reset[:, None, None], 8 * jax.nn.softplus(a_param)
+    )
+    np.testing.assert_array_equal(given, found)
 
 
 def test_the_state_is_wide():

@@ -38,6 +38,7 @@ def test_names_and_shapes_are_joined():
     assert joined["recurrent/rglru/input_gate+a_gate/kernel"] == (E, 2 * E)
     assert joined["recurrent/rglru/input_gate+a_gate/bias"] == (2 * E,)
     assert joined["channel_mlp/gate+value/kernel"] == (D, 20)
+    assert joined["recurrent/rglru/rate"] == joined["recurrent/rglru/a_param"] == (E,)
 
 
 def test_expected_shapes_follow_the_form_of_the_parameters():
