@@ -30,7 +30,7 @@ UP, HALVES = "up", ("gate", "value")
 
 
 def join_params(params: Params) -> Params:
-    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side, and `RATE`; what is so is left.
+    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side, and `RATE`, unless it is so.
 
     Args:
       params: canonical tree, or any group of one.
