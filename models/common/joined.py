@@ -30,7 +30,8 @@ UP, HALVES = "up", ("gate", "value")
 
 
 def join_params(params: Params) -> Params:
-    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side, and `RATE`, unless it is so.
+    """The tree with `BRANCHES`, `GATES`, `PROJECTIONS` and `HALVES` side by side, and with `RATE`; one
+    that was made here comes back as it is.
 
     Args:
       params: canonical tree, or any group of one.
