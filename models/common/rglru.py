@@ -10,7 +10,6 @@ start: nothing crosses it, neither the recurrence nor the convolution, in one ca
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,69 +30,16 @@ from models.common.gated_gelu import GatedMLPImplementation, gated_gelu_mlp
 from models.common.joined import BRANCHES, RATE, linear_each
 from models.common.layers import at_least_float32, linear, rms_norm
 from models.common.params import ZEROS, Init, ParamSpec, grouped, linear_specs
+from models.common.recurrent_state import RecurrentState
 from models.common.shapes import Key, Params
 from models.common.sharding import active_mesh, gathered, per_shard, time_axis
-from models.common.temporal_conv import Taps, temporal_conv
+from models.common.temporal_conv import temporal_conv
 from models.common.vit import gelu
 
 NORM_EPS = 1e-6
 MAX_RADIUS = 0.999
 
 Implementation = str | tuple[str, ...] | None
-
-
-class RecurrentState(NamedTuple):
-    """What one recurrent block remembers.
-
-    Attributes:
-      lru: [B, *P, E] float32, h of the last frame (complex: real half, then imaginary half).
-      conv: the last J - 1 raw inputs of the convolution, each [B, *P, E], oldest first, zeros before the
-        first. Inputs of an earlier segment may be among them; positions say which.
-    """
-
-    lru: Float[Array, "B *P E"]
-    conv: Taps
-
-
-def init_recurrent_state(
-    batch: int, width: int, taps: int, tubes: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-) -> RecurrentState:
-    """Empty memory of fixed shapes.
-
-    Args:
-      batch, width, taps: B, E, J.
-      tubes: sizes of the axes between time and channels.
-      dtype: of the convolution's inputs; the recurrence is float32 (float64 with float64).
-    """
-    return RecurrentState(
-        lru=jnp.zeros((batch, *tubes, width), jnp.promote_types(dtype, jnp.float32)),
-        conv=tuple(jnp.zeros((batch, *tubes, width), dtype) for _ in range(taps - 1)),
-    )
-
-
-def handed_over[T](memory: T) -> T:
-    """A memory as jitted steps take it that donate it and call `taken_over` first.
-
-    Of each convolution's inputs the oldest comes last, where a step of one frame puts the newest: JAX pairs
-    donated arrays with results of their shape in order, and what stays in its place is not copied.
-
-    Args:
-      memory: tree with `RecurrentState`s.
-    """
-    return _turned(memory, 1)
-
-
-def taken_over[T](memory: T) -> T:
-    """Undoes `handed_over`."""
-    return _turned(memory, -1)
-
-
-def _turned[T](memory: T, by: int) -> T:
-    def turn(node: Any) -> Any:
-        is_memory = isinstance(node, RecurrentState)
-        return node._replace(conv=node.conv[by:] + node.conv[:by]) if is_memory else node
-
-    return jax.tree.map(turn, memory, is_leaf=lambda node: isinstance(node, RecurrentState))
 
 
 def frame_positions(like: Array, length: Int[Array, " B"] | None, reset: Array | None) -> Int[Array, "B T"]:

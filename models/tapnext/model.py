@@ -16,7 +16,8 @@ from models.common.joined import expected_shapes
 from models.common.layers import linear
 from models.common.module import ModelModule
 from models.common.params import check_params, layer_keys
-from models.common.rglru import RecurrentState, frame_positions, residual_block
+from models.common.recurrent_state import RecurrentState
+from models.common.rglru import frame_positions, residual_block
 from models.common.shapes import Params
 from models.common.sharding import constrain, gathered
 from models.common.stack import read_layers

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from models.common.rglru import RecurrentState
+from models.common.recurrent_state import RecurrentState
 from models.common.shapes import Params
 from models.common.vit import Grid, grid_of
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime

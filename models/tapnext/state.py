@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int, Num
 
-from models.common.rglru import RecurrentState, init_recurrent_state
+from models.common.recurrent_state import RecurrentState, init_recurrent_state
 from models.common.vit import Grid, grid_of
 from models.tapnext.config import TAPNextConfig
 from models.tapnext.queries import Queries, make_queries

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kernels.common.compiler import jit_for_target
-from models.common.rglru import handed_over, taken_over
+from models.common.recurrent_state import handed_over, taken_over
 from models.common.shapes import Params
 from models.common.vit import Grid
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime

@@ -25,7 +25,8 @@ from models.common.params import (
     logical_axes,
     norm_specs,
 )
-from models.common.rglru import RecurrentState, frame_positions
+from models.common.recurrent_state import RecurrentState
+from models.common.rglru import frame_positions
 from models.common.shapes import Key, Params
 from models.common.sharding import constrain, gathered, per_shard
 from models.common.vit import as_float, patchify, sincos_positions

@@ -14,7 +14,8 @@ from kernels.linear_scan import RESIDUAL_NAMES
 from models.common.layers import linear
 from models.common.module import ModelModule
 from models.common.params import ParamSpec, check_params, layer_keys
-from models.common.rglru import RecurrentState, frame_positions, residual_block
+from models.common.recurrent_state import RecurrentState
+from models.common.rglru import frame_positions, residual_block
 from models.common.shapes import Key, Params
 from models.common.sharding import constrain, gathered
 from models.common.stack import run_layers

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.common.rglru import RecurrentState, init_recurrent_state
+from models.common.recurrent_state import RecurrentState, init_recurrent_state
 from models.trecvit.config import TRecViTConfig
 
 

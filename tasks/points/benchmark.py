@@ -22,7 +22,7 @@ import numpy as np
 from kernels.common.bench import DeviceTiming, Rates, measure_rates
 from kernels.common.compiler import compiler_options
 from models import tapnext
-from models.common.rglru import handed_over, taken_over
+from models.common.recurrent_state import handed_over, taken_over
 from models.tapnext import TAPNextConfig, TAPNextOutput, TAPNextRuntime, TAPNextState
 from tasks.common.bench import (
     NOTHING,

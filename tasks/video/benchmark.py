@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from kernels.common.bench import DeviceTiming, Rates, measure_rates
 from kernels.common.compiler import compiler_options
 from models import trecvit
-from models.common.rglru import handed_over, taken_over
+from models.common.recurrent_state import handed_over, taken_over
 from models.common.sharding import ShardingRules
 from models.trecvit import TRecViTConfig, TRecViTRuntime, TRecViTState
 from tasks.common.bench import (

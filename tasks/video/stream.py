@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from rich.console import Console
 
 from models import trecvit
-from models.common.rglru import handed_over, taken_over
+from models.common.recurrent_state import handed_over, taken_over
 from models.common.shapes import Params
 from tasks.common.errors import RunError
 from tasks.common.guard import StopSignal

@@ -91,13 +91,13 @@ class Tracker:
         if state is None or f"{group}/state_rg_lru" not in self.expected:
             return
         layers = [state.layers[str(i)] for i in range(self.config.depth)]
-        lru, conv = (np.stack(leaves) for leaves in zip(*layers, strict=True))
+        lru = np.stack([layer.lru for layer in layers])
+        conv = np.stack([np.stack(layer.conv, axis=-2) for layer in layers])
         # Rows there are b * N + n; ours are [B, N].
         flat = (len(lru), -1)
         assert_close(
             lru.reshape(*flat, lru.shape[-1]), self.expected[f"{group}/state_rg_lru"], "rg_lru", LOGITS
         )
-        conv = np.swapaxes(conv, 2, 3)
         conv = conv.reshape(*flat, *conv.shape[-2:])
         assert_close(conv, self.expected[f"{group}/state_conv1d"], "conv1d", LOGITS)
         if f"{group}/step" in self.expected:

@@ -9,13 +9,8 @@ from models.common import vit
 from models.common.block_diagonal import pre_activations
 from models.common.joined import expected_shapes, is_joined, join_params
 from models.common.params import flatten_names
-from models.common.rglru import (
-    init_recurrent_state,
-    residual_block,
-    residual_block_specs,
-    rg_lru,
-    rg_lru_specs,
-)
+from models.common.recurrent_state import init_recurrent_state
+from models.common.rglru import residual_block, residual_block_specs, rg_lru, rg_lru_specs
 from tests.models.common.rglru_test import QUICK_COMPILE, B, D, E, G, P, normal, random_tree
 
 SPECS = residual_block_specs(D, E, G, 3, num_layers=2, min_rad=0.5, channel_mlp_size=10)

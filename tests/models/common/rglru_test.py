@@ -9,17 +9,15 @@ import pytest
 
 from models.common.block_diagonal import block_diagonal
 from models.common.params import flatten_names, initialize, unflatten_names
+from models.common.recurrent_state import handed_over, init_recurrent_state, taken_over
 from models.common.rglru import (
     RadiusInit,
     frame_positions,
-    handed_over,
-    init_recurrent_state,
     recurrent_block,
     residual_block,
     residual_block_specs,
     rg_lru,
     rg_lru_specs,
-    taken_over,
 )
 from models.common.temporal_conv import temporal_conv
 
