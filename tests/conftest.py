@@ -203,6 +203,9 @@ def _run_python(
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Simulated devices share threads, on few cores so few that one that waits for the others' sums may
+        # hold up those.
+        **({"NPROC": str(2 * devices)} if devices > 1 else {}),
         **(env or {}),
     }
     done = subprocess.run(

@@ -28,9 +28,6 @@ class Command:
             "--config.eval.lucas_kanade=false", "--config.eval.pictures=0",
             devices=devices, timeout=600,
             env={
-                # Simulated devices on few cores share threads, of which one that waits for the other's sum
-                # may hold up the other.
-                "NPROC": "8",
                 # Nearly all of the time goes into compiling.
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
                 "--xla_backend_optimization_level=0",
