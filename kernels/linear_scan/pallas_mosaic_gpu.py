@@ -21,7 +21,7 @@ from kernels.linear_scan import _mosaic_gpu_rglru, _mosaic_gpu_scan, differentia
 from kernels.linear_scan._mosaic_gpu_stream import CHANNELS, SHORT, UNROLL, Plan, make_plan
 from kernels.linear_scan.config import DECAY_SCALE, Request
 from kernels.linear_scan.differentiable import Passes, Saved
-from kernels.linear_scan.rglru import Gated
+from kernels.linear_scan.rglru import Gated, decay_rate
 
 DTYPES = ("bfloat16", "float16", "float32")
 # TMA addresses rows whose length in bytes is a multiple of 16.
@@ -151,7 +151,7 @@ def _of_width(x: Array | None, width: int) -> Array | None:
 
 def _rate(gated: Gated) -> Array:
     """[1, Dp]."""
-    rate = DECAY_SCALE * jax.nn.softplus(gated.a_param.astype(jnp.float32))
+    rate = decay_rate(gated.a_param.astype(jnp.float32))
     return pad_axis_to(rate * _mosaic_gpu_rglru.LOG2E, 0, CHANNELS)[None]
 
 

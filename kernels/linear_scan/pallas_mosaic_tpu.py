@@ -23,7 +23,7 @@ from kernels.linear_scan import differentiable
 from kernels.linear_scan.config import DECAY_SCALE, Request
 from kernels.linear_scan.differentiable import Passes, Saved
 from kernels.linear_scan.products import initial_state
-from kernels.linear_scan.rglru import Gated
+from kernels.linear_scan.rglru import Gated, decay_rate
 
 LANES = 128
 # Largest block: nine float32 ones with two buffers each fit into the 16 MiB of VMEM that a kernel gets.
@@ -269,7 +269,7 @@ def _start(like: Array, h0: Array | None) -> Array:
 
 def _gate_operands(blocks: Blocks, gated: Gated) -> list[tuple[pl.BlockSpec, Array]]:
     """x, gates, -8 softplus(a_param) and reset. Padding: a gate of -inf gives a = 1."""
-    rate = -DECAY_SCALE * jax.nn.softplus(gated.a_param.astype(jnp.float32))
+    rate = -decay_rate(gated.a_param.astype(jnp.float32))
     operands = [
         (blocks.sequence(), blocks.padded(gated.x)),
         (blocks.sequence(), blocks.padded(gated.gate_x)),

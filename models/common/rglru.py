@@ -97,7 +97,7 @@ def rg_lru(
     elif x.shape[1] > 1:
         scan, names = _real_scan, ["a_param"]
     else:
-        scan, names = _one_frame, ["a_param", *(name for name in [RATE] if name in params)]
+        scan, names = _one_frame, ["a_param"] + [RATE] * (RATE in params)
     rows = [jnp.broadcast_to(gathered(params[name]), (x.shape[0], *params[name].shape)) for name in names]
 
     def local(

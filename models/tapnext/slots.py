@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from models.common.recurrent_state import RecurrentState
 from models.common.shapes import Params
 from models.common.vit import Grid, grid_of
 from models.tapnext.config import TAPNextConfig, TAPNextRuntime
@@ -136,10 +135,7 @@ def edit_slots(
         points = jnp.where(fill[..., None], virgin, points)
         return jax.lax.dynamic_update_slice_in_dim(leaf, points, first, 1)
 
-    layers = {
-        name: RecurrentState(*jax.tree.map(refilled, tuple(layer)))
-        for name, layer in state.model.layers.items()
-    }
+    layers = jax.tree.map(refilled, state.model.layers)
     old = state.model.queries
     when = jnp.where(fill, frame, jnp.where(move, state.model.step[:, None], old.frame[:, :slots, 0]))
     where = jnp.where((fill | move)[..., None], yx, old.yx[:, :slots, 0])

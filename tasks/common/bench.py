@@ -64,12 +64,20 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 class Carried:
     """Calls of a program that hands its first argument on, donated: a stream's state, a training state."""
 
-    def __init__(self, program: Callable[..., tuple[Any, Any]], carried: Any, *arguments: Any):
+    def __init__(
+        self,
+        program: Callable[..., tuple[Any, Any]],
+        carried: Any,
+        *arguments: Any,
+        hand_over: Callable[[Any], Any] | None = None,
+    ):
+        """Makes what `program` is called with: what is carried, after `hand_over` if given, and arguments."""
         self._program, self._carried, self._arguments = program, carried, arguments
+        self._hand_over = hand_over or (lambda carried: carried)
 
     def __call__(self, *arguments: Any) -> Any:
         """What one call returns beside what is carried; `arguments` replace those given at first."""
-        self._carried, result = self._program(self._carried, *(arguments or self._arguments))
+        self._carried, result = self._program(self._hand_over(self._carried), *(arguments or self._arguments))
         return result
 
 

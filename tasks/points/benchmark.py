@@ -162,11 +162,7 @@ class _Bench:
         step = stream_step(self.model, self.runtime, self.setup.compiler)
         built = build(step.lower(handed_over(state), params, frame))
         moved = tree_bytes(params) + 2 * tree_bytes(state)
-
-        def program(state: TAPNextState, *rest: Any) -> Any:
-            return built.compiled(handed_over(state), *rest)
-
-        call = Carried(program, state, params, frame)
+        call = Carried(built.compiled, state, params, frame, hand_over=handed_over)
         timing = self._time(call)
         camera, wall = np.asarray(frame), []
         for _ in range(FRAMES):

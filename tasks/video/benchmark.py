@@ -179,11 +179,7 @@ class _Bench:
         jitted = jax.jit(step, donate_argnums=0, compiler_options=self.compiler)
         built = build(jitted.lower(handed_over(state), params, frame))
         moved = tree_bytes(params) + 2 * tree_bytes(state)
-
-        def program(state: TRecViTState, *rest: Any) -> Any:
-            return built.compiled(handed_over(state), *rest)
-
-        call = Carried(program, state, params, frame)
+        call = Carried(built.compiled, state, params, frame, hand_over=handed_over)
         timing = self._time(call)
         camera, wall = np.asarray(frame), []
         for _ in range(FRAMES):

@@ -20,7 +20,7 @@ from tasks.common.video.errors import VideoError
 from tasks.common.video.frame_records import pack_record, unpack_record
 from tasks.common.video.frames import JpegClip
 from tasks.common.video.shards import Format, Progress, Shards, Stored, write_shards
-from tasks.points.data.clips import Clips, PointClip, check_clip
+from tasks.points.data.clips import Clips, ClipsBehind, PointClip, check_clip
 
 FORMAT = Format("foxtrot-point-clips", 1, "python -m tasks.points.data prepare --output=DIR ...")
 LOSSLESS = 0  # as a quality: PNG
@@ -110,20 +110,10 @@ class RecordClips(Shards):
 
 
 @dataclass(frozen=True)
-class _Recorder:
+class _Recorder(ClipsBehind):
     """A source's clips as records."""
 
-    clips: Clips
     quality: int
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def name(self, index: int) -> str:
-        return self.clips.name(index)
-
-    def key(self, index: int) -> Any:
-        return self.clips.key(index)
 
     def encode(self, index: int) -> tuple[bytes, dict[str, Any]]:
         clip = check_clip(self.clips.open(index), self.clips.name(index))

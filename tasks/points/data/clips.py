@@ -47,6 +47,22 @@ class Clips(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ClipsBehind:
+    """What is the same of clips and of something made of each of them."""
+
+    clips: Clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, index: int) -> str:
+        return self.clips.name(index)
+
+    def key(self, index: int) -> Any:
+        return self.clips.key(index)
+
+
 def inside(yx: Float[np.ndarray, "*places 2"], height: int, width: int) -> Bool[np.ndarray, "*places"]:
     """Whether places are in a frame of height x width pixels: from 0 up to, but not at, its far edge."""
     return np.all((yx >= 0) & (yx < (height, width)), axis=-1)

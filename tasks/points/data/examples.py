@@ -22,7 +22,7 @@ from jaxtyping import Int
 from tasks.common.video.errors import VideoDataError, VideoError
 from tasks.common.video.skips import SkipReport, use_first
 from tasks.points.data.augment import AugmentConfig, augment, crop_resize
-from tasks.points.data.clips import ANY_FRAME, Clips, PointClip, check_clip
+from tasks.points.data.clips import ANY_FRAME, Clips, ClipsBehind, PointClip, check_clip
 from tasks.points.data.point_budget import early_share
 
 _ATTEMPTS = 4
@@ -196,24 +196,14 @@ class HeldOutExamples:
         return make_example(rng, PointClip(black, places, hidden, np.zeros(1, np.int32)), shape.tracks)
 
 
-class LatestKept:
+@dataclass(frozen=True)
+class LatestKept(ClipsBehind):
     """Clips of which each thread keeps the one it opened last: for clips shown several times in a row."""
 
-    def __init__(self, clips: Clips) -> None:
-        self.clips = clips
-        self._latest = threading.local()
+    _latest: threading.local = field(default_factory=threading.local, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> Any:
         return LatestKept, (self.clips,)
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def name(self, index: int) -> str:
-        return self.clips.name(index)
-
-    def key(self, index: int) -> Any:
-        return self.clips.key(index)
 
     def open(self, index: int) -> PointClip:
         if getattr(self._latest, "index", None) != index:

@@ -135,6 +135,13 @@ def test_plans_fit_shared_memory_and_cover_the_result(width: int, tile: Tile) ->
             assert plan.stages * slot + tile.rows * tile.columns * 2 + 8 * tile.columns <= SHARED_BYTES
 
 
+def test_features_that_are_no_whole_tiles_are_refused() -> None:
+    for tile, whole in ((Tile(), 128), (Tile(shared="x"), 256), (Tile(128, 64, shared="x"), 128)):
+        assert make_plan(1280, 768, 2 * whole, 132, tile).tile == tile
+        with pytest.raises(ValueError, match=rf"a multiple of {whole} features, not {3 * whole // 2}"):
+            make_plan(1280, 768, 3 * whole // 2, 132, tile)
+
+
 def test_the_default_has_four_slots() -> None:
     plan = make_plan(1280, 768, 3072, 132)
     assert (plan.stages, plan.lead, plan.clusters, plan.jobs) == (4, 2, 66, 120)
