@@ -16,9 +16,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from kernels.linear_scan import decay_rate
+from kernels.split_matmul import split_matmul
 from models.common.layers import linear
 from models.common.params import flatten_names, unflatten_names
 from models.common.shapes import Params
+from models.common.sharding import active_mesh, gathered
 
 JOINT = "+"
 # Of a recurrence, beside its "a_param".
@@ -92,6 +94,19 @@ def linear_each(
     if both is None:
         return [linear(x, params[name], dtype) for name in names]
     return jnp.split(linear(x, both, dtype), len(names), axis=-1)
+
+
+def linear_apart(
+    x: Float[Array, "*B D"], params: Params, names: Sequence[str], dtype: DTypeLike
+) -> list[Float[Array, "*B F"]]:
+    """`linear` by each of these maps, which are joined; each result in memory of its own, for who reads it
+    by itself.
+    """
+    both = params[JOINT.join(names)]
+    kernel, bias = (gathered(both[leaf].astype(dtype)) for leaf in ("kernel", "bias"))
+    # Kernels see one device's arrays.
+    implementation = None if active_mesh() is None else "xla"
+    return split_matmul(x.astype(dtype), kernel, bias, len(names), implementation=implementation)
 
 
 def taken_apart(params: Params, names: Sequence[str]) -> Params:

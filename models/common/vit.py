@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from kernels.common.dispatch import target
 from models.common.attention import AttentionImplementation, attend
-from models.common.joined import JOINT, PROJECTIONS, linear_each, taken_apart
+from models.common.joined import JOINT, PROJECTIONS, linear_apart, taken_apart
 from models.common.layers import at_least_float32, linear, recomputed
 from models.common.params import (
     Init,
@@ -157,11 +157,12 @@ def attention(
 def _projections(x: Array, params: Params, dtype: DTypeLike, asked: int | None) -> list[Array]:
     """Queries of the tokens that are asked for, keys and values of all.
 
-    Attention kernels read arrays that lie by themselves: of a joint product each part is copied. Of many rows
-    that takes longer than two more launches, so the matrix is taken apart.
+    Attention kernels read arrays that lie by themselves: where `split_matmul` has no kernel, each part of a
+    joint product is copied. Of many rows that takes longer than two more launches, so the matrix is taken
+    apart.
     """
     if JOINT.join(PROJECTIONS) in params and math.prod(x.shape[:-1]) <= FEW_ROWS:
-        q, k, v = linear_each(x, params, PROJECTIONS, dtype)
+        q, k, v = linear_apart(x, params, PROJECTIONS, dtype)
         return [_last_tokens(q, asked), k, v]
     maps = taken_apart(params, PROJECTIONS)
     asking = _last_tokens(x, asked)

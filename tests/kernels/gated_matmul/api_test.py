@@ -80,7 +80,7 @@ def test_explained_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_benchmark_runs_where_the_kernel_does_not() -> None:
-    tiny = (benchmark.Shape(16, 64, 128, 2),)
+    tiny = (benchmark.shape(16, 64, 128, 2),)
     (row,) = benchmark.rows(calls=1, shapes=tiny, only="R16")
     assert (row["implementation"], row["ratio"]) == ("xla", 1.0)
     assert row["us"] > 0
