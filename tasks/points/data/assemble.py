@@ -17,7 +17,7 @@ from tasks.points.data.annotated import find_own
 from tasks.points.data.clip_records import RecordClips, prepare_clips
 from tasks.points.data.clips import Clips, PointClip
 from tasks.points.data.config import PointsDataConfig
-from tasks.points.data.examples import ClipSubset, HeldOutExamples, LatestKept, TrainExamples
+from tasks.points.data.examples import ClipSubset, HeldOutExamples, Kept, LatestKept, TrainExamples
 from tasks.points.data.generated import GeneratedClips
 from tasks.points.data.npz_folder import find_npz
 from tasks.points.data.point_odyssey import find_odyssey
@@ -107,7 +107,7 @@ def generated_clips(config: PointsDataConfig, split: str, count: int) -> Generat
 
 def _generated(config: PointsDataConfig) -> Splits:
     count = config.generated_held_out
-    held_out = generated_clips(config, VALIDATION, count) if count else None
+    held_out = Kept(generated_clips(config, VALIDATION, count)) if count else None
     if not config.generated_cached:
         return generated_clips(config, TRAIN, config.generated_clips), held_out
     clips = generated_clips(config, TRAIN, config.generated_cached)

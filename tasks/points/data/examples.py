@@ -214,6 +214,35 @@ class LatestKept(ClipsBehind):
 
 
 @dataclass(frozen=True)
+class Kept(ClipsBehind):
+    """Clips that stay in memory once they have been opened, as many as fit: for a few that are looked at again
+    and again, where opening takes long.
+
+    most_bytes: of all videos that are kept.
+    """
+
+    most_bytes: int = 2**29
+    _kept: dict[int, PointClip] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> Any:
+        return Kept, (self.clips, self.most_bytes)
+
+    def open(self, index: int) -> PointClip:
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        clip = self.clips.open(index)
+        clip.video.flags.writeable = False
+        with self._lock:
+            if (
+                sum(other.video.nbytes for other in self._kept.values()) + clip.video.nbytes
+                <= self.most_bytes
+            ):
+                self._kept[index] = clip
+        return clip
+
+
+@dataclass(frozen=True)
 class ClipSubset:
     """Some clips of a source."""
 

@@ -15,6 +15,7 @@ from tasks.points.data.augment import AugmentConfig
 from tasks.points.data.clips import PointClip, check_clip, place_outside
 from tasks.points.data.examples import (
     HeldOutExamples,
+    Kept,
     LatestKept,
     Shape,
     TrainExamples,
@@ -291,3 +292,21 @@ def test_a_clip_shown_again_is_not_opened_again() -> None:
             assert all(np.array_equal(batch[key], other[key]) for key in batch)
     # Drawn anew each time: other points of the twelve, other augmentations.
     assert len({row.tobytes() for batch in found for row in batch["tracks_yx"]}) == 12
+
+
+def test_clips_are_kept_as_long_as_they_fit() -> None:
+    """And examples are what they would be without; a clip that cannot be read is tried again."""
+    good = [moving_clip(points=12, frames=9, seed=seed) for seed in range(3)]
+    clips = CountedClips((good[0], None, *good[1:]))
+    kept = Kept(clips, most_bytes=2 * good[0].video.nbytes)
+    examples = HeldOutExamples(kept, SHAPE)
+    plain = HeldOutExamples(ListedClips((good[0], None, *good[1:])), SHAPE)
+    for _ in range(2):
+        for index in range(4):
+            found, wanted = examples[index], plain[index]
+            assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
+    assert clips.opened == [0, 1, 2, 3, 1, 3], "two fit, the third is opened every time"
+    with pytest.raises(ValueError, match="read-only"):
+        kept.open(0).video[:] = 0
+    copied = pickle.loads(pickle.dumps(kept))
+    assert (copied.most_bytes, copied.name(1)) == (kept.most_bytes, kept.name(1))
