@@ -215,8 +215,9 @@ class LatestKept(ClipsBehind):
 
 @dataclass(frozen=True)
 class Kept(ClipsBehind):
-    """Clips that stay in memory once they have been opened, as many as fit: for a few that are looked at again
-    and again, where opening takes long.
+    """Clips that stay in memory once they have been opened, as many as fit.
+
+    For a few that are looked at again and again, where opening takes long.
 
     most_bytes: of all videos that are kept.
     """
