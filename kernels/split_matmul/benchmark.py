@@ -46,7 +46,7 @@ SHAPES = (
 
 
 def rows(
-    *, calls: int = 7, only: str = "", shapes: Sequence[Shape] = SHAPES, seed: int = 0
+    *, calls: int = 3, only: str = "", shapes: Sequence[Shape] = SHAPES, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Times the kernel, some of its tiles, XLA's program, and its product alone, see `product_bench.rows`.
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from kernels.common.bench import DeviceTiming, time_bursts
+from kernels.common.trace import describe, trace
 from tasks.common.job import Job
 from tasks.common.optim import make_optimizer
 from tasks.common.state import TrainState, split_trainable
 from tasks.common.step import abstract_state, fresh_state, make_train_step
-from tasks.common.trace import describe, read_trace
 
 NOTHING = "-"  # in a row: not measured, or not asked for
 # What of a GPU of 80 GB can be had.
@@ -172,8 +172,4 @@ def rounded(x: float) -> float:
 
 def trace_calls(folder: Path, name: str, run: Callable[[], Any], calls: int) -> None:
     """Traces `run`, which makes `calls` calls and waits for them; prints where time goes."""
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    with jax.profiler.trace(str(folder), profiler_options=options):
-        run()
-    print(f"{name}: {calls} calls in {folder}\n{describe(read_trace(folder), calls)}", flush=True)
+    print(f"{name}: {calls} calls in {folder}\n{describe(trace(run, folder), calls)}", flush=True)

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from tasks.common.errors import ConfigError
-from tasks.common.trace import describe, read_trace
+from kernels.common.trace import describe, read_trace
 
 
 def event(name: str, begin_us: float, length_us: float, **stats: str) -> Any:
@@ -62,5 +61,5 @@ def test_the_description_is_per_step_and_says_what_it_leaves_out(folder: Path) -
 
 
 def test_a_folder_without_a_trace_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no profiler trace"):
+    with pytest.raises(ValueError, match="holds no profiler trace"):
         read_trace(tmp_path)

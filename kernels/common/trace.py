@@ -1,15 +1,14 @@
 """Where the device's time goes, from a profiler trace."""
 
 import re
+import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-
-from tasks.common.errors import ConfigError
 
 # "loop_add_fusion_12.remat.3" and "loop_add_fusion" are one kind of kernel.
 _COUNTERS = re.compile(r"([._]?(clone|remat\d*|\d+))+$")
@@ -54,22 +53,39 @@ class _Event(NamedTuple):
     example: str
 
 
+def trace(run: Callable[[], Any], folder: Path | None = None) -> Trace:
+    """What the first device does while `run` runs, which waits for its results.
+
+    Args:
+      folder: keeps the trace, for other tools; None: it is dropped.
+
+    Raises:
+      ValueError: no operation of a device was traced.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as dropped:
+        with jax.profiler.trace(str(folder or dropped), profiler_options=options):
+            run()
+        return read_trace(folder or Path(dropped))
+
+
 def read_trace(folder: Path) -> Trace:
     """The newest trace below a folder that `jax.profiler.trace` wrote.
 
     Raises:
-      ConfigError: there is none, or no operation of a device in it.
+      ValueError: there is none, or no operation of a device in it.
     """
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
-        raise ConfigError(f"{folder} holds no profiler trace (*.xplane.pb)")
+        raise ValueError(f"{folder} holds no profiler trace (*.xplane.pb)")
     with warnings.catch_warnings():
         # Iterating over statistics warns, in C++, of a type without a module: as an error that is fatal.
         warnings.simplefilter("ignore", DeprecationWarning)
         data = jax.profiler.ProfileData.from_file(str(files[-1]))
         events = sorted(_device_events(data), key=lambda event: event.begin)
     if not events:
-        raise ConfigError(f"{files[-1]}: no operation of a device was traced")
+        raise ValueError(f"{files[-1]}: no operation of a device was traced")
     end = max(event.begin + event.seconds for event in events)
     return Trace(tuple(_groups(events)), _busy(events), end - events[0].begin)
 
