@@ -12,7 +12,7 @@ import fnmatch
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import beartype.typing  # noqa: F401  named in TYPECHECKER below
@@ -25,6 +25,8 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 ALLOWED_SKIPS = Path(__file__).resolve().parent / "allowed_skips.txt"
 CHECKED_PACKAGES = ["kernels", "models", "tasks"]
 DEVICE_MARKERS = ("gpu", "tpu")
+# Folders whose tests compile much and compute little: what LLVM spends on their programs is not made up for.
+COMPILING = ("contracts", "golden", "kernels", "models")
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 # Every function of these packages is checked against its annotations while the suite runs: shapes, dtypes and
@@ -61,10 +63,30 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("jax was imported before tests/conftest.py could choose the platform")
     os.environ["JAX_PLATFORMS"] = JAX_PLATFORMS[config.getoption("--device")]
     os.environ["MPLBACKEND"] = "Agg"
+    if config.getoption("--device") == "cpu" and not config.getoption("--slow"):
+        # Of this process and its children. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment keeps them.
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     golden = config.getoption("--golden-dir")
     if golden is not None and not golden.is_dir():
         raise pytest.UsageError(f"--golden-dir={golden}: no such folder")
     config.pluginmanager.register(SkipPolicy(config), "foxtrot-skip-policy")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """With --slow, too, but not where something is trained or timed: there code must be fast."""
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    compiles = folder in COMPILING and not item.get_closest_marker("timing")
+    if not compiles or item.config.getoption("--device") != "cpu":
+        return (yield)
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
