@@ -3,25 +3,19 @@ what leaves registers is gelu(gate) * value only (`kernels.common.hopper_product
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from kernels.common import hopper_product
+from kernels.common.hopper_math import gelu
 from kernels.common.hopper_product import DEPTH, Plan, Tile
 
 HALVES = 2  # gate, value
 COLUMNS = Tile.columns  # of each half
-# Of gelu(x) = x sigmoid(x (LINEAR + CUBIC x^2)), exponents in base 2: by the tanh formula, 1 + tanh(u) is
-# twice sigmoid(2 u), which keeps its digits where the tanh is near -1.
-LINEAR = 2 * math.sqrt(2 / math.pi) * math.log2(math.e)
-CUBIC = 0.044715 * LINEAR
 
-__all__ = ["COLUMNS", "DEPTH", "Plan", "Tile", "gated_product", "gelu", "make_plan"]
+__all__ = ["COLUMNS", "DEPTH", "Plan", "Tile", "gated_product", "make_plan"]
 
 
 def make_plan(rows: int, width: int, features: int, cores: int, tile: Tile | None = None) -> Plan:
@@ -57,9 +51,3 @@ def gated_product(
         return gelu(gate) * value
 
     return hopper_product.call(x, kernel, bias, plan=plan, finish=finish, parts=1, name="gated_matmul")[0]
-
-
-def gelu(x: Array) -> Array:
-    """By tanh, float32, with two special functions: the sigmoid is rsqrt(1 + exp2(-y))^2."""
-    root = lax.rsqrt(1.0 + jnp.exp2(x * (x * x * -CUBIC - LINEAR)))
-    return x * (root * root)

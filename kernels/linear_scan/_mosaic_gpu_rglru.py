@@ -2,38 +2,25 @@
 
 With c = 8 softplus(Lambda): i = sigmoid(gate_x), r = sigmoid(gate_a), log a = -c r, h_t = a_t h_(t-1) +
 sqrt(1 - a_t^2) i_t x_t; at a reset h_t = i_t x_t. The special functions of a step are six instructions of
-the chip's slowest unit: a sigmoid is rsqrt(1 + exp2(-y))^2, a root z rsqrt(z).
+the chip's slowest unit (`kernels.common.hopper_math`).
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
-from numpy.polynomial import Chebyshev, Polynomial
 
+from kernels.common.hopper_math import LN2, inverse_root, one_minus_square, sigmoid
 from kernels.linear_scan import _mosaic_gpu_stream as streams
 from kernels.linear_scan._mosaic_gpu_stream import CHANNELS, LAYOUT, Chunk, Load, Plan, RowLoad, Store
 
-LOG2E = math.log2(math.e)
-LN2 = math.log(2)
-# Above this log2(a), 1 - a^2 loses digits and is log2(a) times a polynomial of it instead: 1e-7 relative.
-NEAR_ONE = -0.36
-POLYNOMIAL = (
-    Chebyshev.interpolate(lambda w: -np.expm1(2 * LN2 * w) / w, 4, [NEAR_ONE, 0])
-    .convert(kind=Polynomial)
-    .coef
-)
 # 1 / sqrt(z) of derivatives: the derivative of a root is 1000 at most.
 MAX_INVERSE_ROOT = 2000.0
-# Keeps the inverse root of 0 finite.
-TINY = 1e-30
 
 
 class Gates(NamedTuple):
@@ -70,29 +57,14 @@ class Gates(NamedTuple):
 def _gates(slots: Any, slot: Array, row: Array, rate: Array) -> Gates:
     """Of a step; `rate` is c log2(e)."""
     x, gate_x, gate_a = (streams.read(ref.at[slot, row]) for ref in slots[:3])
-    i, r = _sigmoid(gate_x), _sigmoid(gate_a)
+    i, r = sigmoid(gate_x), sigmoid(gate_a)
     log2_a = -rate * r
     a = jnp.exp2(log2_a)
     one_minus = one_minus_square(log2_a, a)
     reset = None
     if len(slots) > 3:
         reset = plgpu.layout_cast(lax.broadcast_in_dim(slots[3][slot, row], (CHANNELS,), ()), LAYOUT)
-    # The compiler sees that this sum is a normal number, and leaves out the steps that make rsqrt right for
-    # others; it does not see that of a maximum.
-    return Gates(x, i, r, a, one_minus, lax.rsqrt(jnp.abs(one_minus) + TINY), reset)
-
-
-def one_minus_square(log2_a: Array, a: Array) -> Array:
-    """1 - a^2 for a = exp2(log2_a) <= 1, also near 1."""
-    quotient = jnp.full_like(log2_a, POLYNOMIAL[-1])
-    for coefficient in POLYNOMIAL[-2::-1]:
-        quotient = quotient * log2_a + float(coefficient)
-    return jnp.where(log2_a > NEAR_ONE, log2_a * quotient, 1.0 - a * a)
-
-
-def _sigmoid(y: Array) -> Array:
-    root = lax.rsqrt(1.0 + jnp.exp2(y * -LOG2E))
-    return root * root
+    return Gates(x, i, r, a, one_minus, inverse_root(one_minus), reset)
 
 
 def forward(

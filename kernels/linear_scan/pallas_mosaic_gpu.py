@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from kernels.common.dispatch import target
 from kernels.common.hopper import not_hopper
+from kernels.common.hopper_math import LOG2E
 from kernels.common.manual import aligned_varying
 from kernels.common.tiling import pad_axis_to
 from kernels.linear_scan import _mosaic_gpu_rglru, _mosaic_gpu_scan, differentiable
@@ -152,7 +153,7 @@ def _of_width(x: Array | None, width: int) -> Array | None:
 def _rate(gated: Gated) -> Array:
     """[1, Dp]."""
     rate = decay_rate(gated.a_param.astype(jnp.float32))
-    return pad_axis_to(rate * _mosaic_gpu_rglru.LOG2E, 0, CHANNELS)[None]
+    return pad_axis_to(rate * LOG2E, 0, CHANNELS)[None]
 
 
 def _flags(gated: Gated) -> Array | None:
