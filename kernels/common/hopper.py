@@ -31,7 +31,8 @@ def not_hopper(platform: str, capability: str | None) -> str | None:
 
 def tiles(shape: Sequence[int], dtype: Any) -> Any:
     """Shared memory for matrices that TMA fills and wgmma reads: the last two axes, swizzled by 128 bytes."""
-    transforms: Any = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
+    columns = 128 // jnp.dtype(dtype).itemsize
+    transforms: Any = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128))  # type: ignore[abstract]
     return plgpu.SMEM(tuple(shape), dtype, transforms=transforms)
 
 

@@ -23,8 +23,8 @@ from models.common.shapes import Params
 from models.common.sharding import active_mesh, gathered
 
 JOINT = "+"
-# Of a recurrence, beside its "a_param".
-RATE = "rate"
+# Of a recurrence, beside its "a_param"; and of its gates [G, S, 2 S], beside their matrices.
+RATE, BLOCKS = "rate", "blocks"
 BRANCHES, GATES = ("linear_x", "linear_y"), ("input_gate", "a_gate")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 # Of a gated MLP, whose canonical "up" holds both, one above the other [2, D, F]: a slice of it is a copy.
@@ -48,12 +48,19 @@ def join_params(params: Params) -> Params:
     for names in (BRANCHES, GATES, PROJECTIONS):
         if all(name in joined for name in names):
             groups = [joined.pop(name) for name in names]
-            joined[JOINT.join(names)] = _side_by_side(
-                [_dense(x) for x in groups] if names == GATES else groups
-            )
+            joined[JOINT.join(names)] = _gates(groups) if names == GATES else _side_by_side(groups)
     if "a_param" in joined and not joined.keys() & {"a_imag_param", RATE}:
         joined[RATE] = decay_rate(joined["a_param"])
     return joined
+
+
+def _gates(groups: Sequence[Params]) -> Params:
+    """As matrices with zeros, for clips; and block by block, for a frame (`kernels.recurrent_frame`).
+
+    A jitted program is given only what it uses.
+    """
+    blocks = jnp.concatenate([group["kernel"] for group in groups], axis=-1)
+    return _side_by_side([_dense(group) for group in groups]) | {BLOCKS: blocks}
 
 
 def _dense(group: Params) -> Params:

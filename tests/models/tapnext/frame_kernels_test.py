@@ -13,33 +13,32 @@ from kernels.common.dispatch import compiling_for
 from models.tapnext import TAPNextRuntime, apply, init_state, prepare_params
 from tests.models.tapnext.small_tapnext import queries, random_params, small, video
 
-CONFIG = small(depth=2, width=64, mlp_size=128, lru_width=64)
+CONFIG = small(depth=2, width=64, mlp_size=128, lru_width=64, num_heads=1)
 KERNEL = TAPNextRuntime(compute_dtype="bfloat16", gated_mlp="pallas_mosaic_gpu")
-GATED, APART = "gated_product", "product_in_parts"
+GATED, APART, FRAME = "gated_product", "product_in_parts", "frame_step"
 
 
 def kernels_in_a_frame(runtime: TAPNextRuntime, *, joined: bool, platform: str = "gpu") -> Counter[str]:
-    """Calls of functions that call a kernel: one function is compiled for all layers."""
+    """Calls of functions that call a kernel: one function is compiled for all layers. 40 tokens: eights."""
     params = random_params(CONFIG)
     with compiling_for(*(("gpu", "9.0", "NVIDIA H100") if platform == "gpu" else ("cpu", None))):
         params = prepare_params(params, "bfloat16") if joined else params
-        state = init_state(CONFIG, queries(1), dtype=jnp.bfloat16)
+        state = init_state(CONFIG, queries(4), dtype=jnp.bfloat16)
         step = jax.jit(functools.partial(apply, CONFIG, runtime))
-        lowered = step.trace(params, video(1, 1), state=state).lower(lowering_platforms=("cuda",))
+        lowered = step.trace(params, video(4, 1), state=state).lower(lowering_platforms=("cuda",))
     text = lowered.as_text()
-    calls = Counter(re.findall(rf"call @({GATED}|{APART})(?:_\d+)?\(", text))
+    calls = Counter(re.findall(rf"call @({GATED}|{APART}|{FRAME})(?:_\d+)?\(", text))
     assert text.count("custom_call @mosaic_gpu") >= len(calls)
     return calls
 
 
 def test_one_of_each_a_layer_where_parameters_are_joined():
-    both = {GATED: CONFIG.depth, APART: CONFIG.depth}
-    assert kernels_in_a_frame(KERNEL, joined=True) == both
-    assert kernels_in_a_frame(dataclasses.replace(KERNEL, gated_mlp=None), joined=True) == both
+    every = {GATED: CONFIG.depth, APART: CONFIG.depth, FRAME: CONFIG.depth}
+    assert kernels_in_a_frame(KERNEL, joined=True) == every
+    assert kernels_in_a_frame(dataclasses.replace(KERNEL, gated_mlp=None), joined=True) == every
     assert kernels_in_a_frame(KERNEL, joined=False) == {}
-    assert kernels_in_a_frame(dataclasses.replace(KERNEL, gated_mlp="xla"), joined=True) == {
-        APART: CONFIG.depth
-    }
+    without = dataclasses.replace(KERNEL, gated_mlp="xla", scan_implementation="xla_scan")
+    assert kernels_in_a_frame(without, joined=True) == {APART: CONFIG.depth}
 
 
 def test_none_elsewhere_or_in_float32():
