@@ -61,16 +61,20 @@ def frame_step(
         kernel = functools.partial(_kernel, *refs, taps=taps, size=size, width=width)
         pl.run_scoped(kernel, **scratch)
 
-    # The state, and of the inputs before the oldest, are written where they are read.
-    oldest, state = jax.new_ref(frame.taps[0]), jax.new_ref(h)
+    # The state, and of the inputs before the oldest, are written where they are read. XLA for GPUs (jax
+    # 0.11.2) would let a call read a slice of an array in its place, and forget that the call writes there.
+    operands = lax.optimization_barrier((branches, *frame.taps, h, positions, *params))
+    branches, (oldest, *younger), state = operands[0], operands[1 : 1 + taps], operands[1 + taps]
+    oldest, state = jax.new_ref(oldest), jax.new_ref(state)
     (gated,) = pl.kernel(
         body,
         out_type=[jax.ShapeDtypeStruct(h.shape, dtype)],
         mesh=plgpu.Mesh(grid=(ceil_div(rows, ROWS), groups), grid_names=("row", "group")),
         compiler_params=plgpu.CompilerParams(approx_math=True),
         name="recurrent_frame",
-    )(branches, oldest, *frame.taps[1:], state, positions, *params)
-    return gated, jax.freeze(state), jax.freeze(oldest)
+    )(branches, oldest, *younger, state, *operands[2 + taps :])
+    gated, after, newest = lax.optimization_barrier((gated, jax.freeze(state), jax.freeze(oldest)))
+    return gated, after, newest
 
 
 def _kernel(*refs: Any, taps: int, size: int, width: int, **scratch: Any) -> None:

@@ -133,6 +133,15 @@ def time_checked(
     return timing
 
 
+def kernel_seconds(call: Callable[[], Any]) -> float | None:
+    """Of a call's kernels, by a trace of some calls, without the gaps between them: what the host does not
+    show in. None on a CPU, which is host and device.
+    """
+    if jax.default_backend() == "cpu":
+        return None
+    return trace(lambda: _repeat(call, TRACED)).busy_s / TRACED
+
+
 def _repeat(call: Callable[[], Any], times: int) -> None:
     jax.block_until_ready([call() for _ in range(times)])
 

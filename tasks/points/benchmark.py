@@ -31,6 +31,7 @@ from tasks.common.bench import (
     build,
     device_stat,
     goal_columns,
+    kernel_seconds,
     memory_limit,
     program_memory,
     rounded,
@@ -51,7 +52,8 @@ __all__ = ["CASES", "STAND_INS", "Case", "rows", "verdict"]
 FASTEST = "runtime.attention_implementation=cudnn"
 LEARNING_RATE = 1e-4
 # Seconds of a burst: of clips and training steps several of them, so that the host's part counts once.
-BURST, STREAM_BURST = 1.5, 0.05
+# A stream's have hundreds: a wait takes as long as a frame, and a host that others share is late at times.
+BURST, STREAM_BURST, SHORT_BURST = 1.5, 0.5, 0.05
 FRAMES = 50  # of a stream, of which each is sent and its tracks waited for
 
 
@@ -76,13 +78,14 @@ def rows(
       cases: what is timed; None: TAPNext-B and the training of S and B, on a CPU small stand-ins.
 
     Returns:
-      Rows {case, implementation, parameters M, ms, spread, wall ms, frames/s, clips/s, MFU, floor ms, floor
-      frames/s, memory GiB, peak GiB, compile s, official, required, target, unit, met, measured}. ms is
-      device time with calls queued back to back, except of "tracker" and "recorded", which wait for each
-      result. wall ms is that of a frame that is sent and whose tracks are waited for. The floor is, in this
-      run's rates, the longer of the FLOPs (training: three times the forward pass's) and, in a stream, of
-      reading parameters and state and writing the state. MFU counts no recomputation. memory is what the
-      compiled program needs, peak the most that the process has held so far.
+      Rows {case, implementation, parameters M, ms, spread, wall ms, kernels ms, frames/s, clips/s, MFU, floor
+      ms, floor frames/s, memory GiB, peak GiB, compile s, official, required, target, unit, met, measured}. ms
+      is device time with calls queued back to back, except of "tracker" and "recorded", which wait for each
+      result. wall ms is that of a frame that is sent and whose tracks are waited for, kernels ms what a trace
+      finds of a streamed frame on the device, without gaps. The floor is, in this run's rates, the longer of
+      the FLOPs (training: three times the forward pass's) and, in a stream, of reading parameters and state
+      and writing the state. MFU counts no recomputation. memory is what the compiled program needs, peak the
+      most that the process has held so far.
 
     Raises:
       ConfigError: no case is called so, a setting is wrong, or the device has not the memory for any.
@@ -135,6 +138,7 @@ class _Measured(NamedTuple):
     moved: int = 0
     memory: float | None = None
     wall: float | None = None
+    kernels: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +182,7 @@ class _Bench:
             moved=moved,
             memory=program_memory(built.compiled),
             wall=statistics.median(wall),
+            kernels=kernel_seconds(call),
         )
 
     def tracker(self) -> _Measured:
@@ -257,6 +262,7 @@ class _Bench:
             "ms": rounded(seconds * 1e3),
             "spread": f"{100 * timing.spread:.1f} %",
             "wall ms": NOTHING if measured.wall is None else rounded(measured.wall * 1e3),
+            "kernels ms": NOTHING if measured.kernels is None else rounded(measured.kernels * 1e3),
             "frames/s": rounded(frames / seconds),
             "clips/s": rounded(clips / seconds) if clips else NOTHING,
             "MFU": NOTHING if mfu is None else round(mfu, 3),
@@ -289,8 +295,9 @@ class _Bench:
         return ", ".join(parts)
 
     def _time(self, call: Callable[[], Any]) -> DeviceTiming:
-        short = self.case.kind in STREAMS or jax.default_backend() == "cpu"
-        seconds = STREAM_BURST if short else BURST
+        seconds = STREAM_BURST if self.case.kind in STREAMS else BURST
+        if jax.default_backend() == "cpu":
+            seconds = SHORT_BURST
         return time_checked(self.case.label(), call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _params(self) -> Any:

@@ -32,6 +32,7 @@ from tasks.common.bench import (
     build,
     device_stat,
     goal_columns,
+    kernel_seconds,
     memory_limit,
     program_memory,
     rounded,
@@ -54,7 +55,8 @@ FASTEST = "runtime.attention_implementation=cudnn"
 REMATS = ("none", "dots", "full")
 LEARNING_RATE = 1e-4
 # Seconds of a burst of clips or training steps: several of them, so that the host's part counts once.
-BURST = 1.5
+# A stream's have hundreds: a wait takes as long as a frame, and a host that others share is late at times.
+BURST, STREAM_BURST, SHORT_BURST = 1.5, 0.5, 0.05
 FRAMES = 50
 
 
@@ -100,12 +102,13 @@ def rows(
       size: what is timed.
 
     Returns:
-      Rows {case, implementation, parameters, ms, spread, wall ms, frames/s, clips/s, floor ms, floor
-      frames/s, memory GiB, peak GiB, compile s, official, required, target, unit, met, measured}. ms is
+      Rows {case, implementation, parameters, ms, spread, wall ms, kernels ms, frames/s, clips/s, floor ms,
+      floor frames/s, memory GiB, peak GiB, compile s, official, required, target, unit, met, measured}. ms is
       device time with calls queued back to back; wall ms that of a frame that is sent and whose logits are
-      waited for. The floor is, in this run's rates, that of the FLOPs (training: three times the forward
-      pass's), or in a stream that of reading parameters and state and writing the state. memory is what the
-      compiled program needs, peak the most that the process has held so far. official is the official code's.
+      waited for, kernels ms what a trace finds of it on the device, without gaps. The floor is, in this run's
+      rates, that of the FLOPs (training: three times the forward pass's), or in a stream that of reading
+      parameters and state and writing the state. memory is what the compiled program needs, peak the most
+      that the process has held so far. official is the official code's.
 
     Raises:
       ConfigError: no case is called so, a setting is wrong, or the released model is to be timed on a CPU.
@@ -186,7 +189,9 @@ class _Bench:
             begin = time.perf_counter()
             np.asarray(call(params, jax.device_put(camera)))
             wall.append(time.perf_counter() - begin)
-        return self._row(built, timing, None, moved / self.rates.copy, statistics.median(wall))
+        row = self._row(built, timing, None, moved / self.rates.copy, statistics.median(wall))
+        kernels = kernel_seconds(call)
+        return row | {"kernels ms": NOTHING if kernels is None else rounded(kernels * 1e3)}
 
     def training(self, remat: Any) -> dict[str, Any] | None:
         """The trainer's step: plain cutting, forward and backward pass, clipping, AdamW. None: no memory."""
@@ -225,7 +230,9 @@ class _Bench:
         return jax.jit(draw)(jax.random.key(0))
 
     def _time(self, call: Callable[[], Any]) -> DeviceTiming:
-        seconds = 0.05 if self.name == "streaming" or jax.default_backend() == "cpu" else BURST
+        seconds = STREAM_BURST if self.name == "streaming" else BURST
+        if jax.default_backend() == "cpu":
+            seconds = SHORT_BURST
         return time_checked(self.name, call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _row(
@@ -244,6 +251,7 @@ class _Bench:
             "ms": rounded(seconds * 1e3),
             "spread": f"{100 * timing.spread:.1f} %",
             "wall ms": NOTHING if wall is None else rounded(wall * 1e3),
+            "kernels ms": NOTHING,
             "frames/s": rounded(frames / seconds),
             "clips/s": NOTHING if clips is None else rounded(clips / seconds),
             "floor ms": rounded(floor * 1e3),
