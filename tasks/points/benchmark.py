@@ -81,11 +81,11 @@ def rows(
       Rows {case, implementation, parameters M, ms, spread, wall ms, kernels ms, frames/s, clips/s, MFU, floor
       ms, floor frames/s, memory GiB, peak GiB, compile s, official, required, target, unit, met, measured}.
       ms is device time with calls queued back to back, except of "tracker" and "recorded", which wait for
-      each result. wall ms is that of a frame that is sent and whose tracks are waited for, kernels ms what a trace
-      finds of a streamed frame on the device, without gaps. The floor is, in this run's rates, the longer of
-      the FLOPs (training: three times the forward pass's) and, in a stream, of reading parameters and state
-      and writing the state. MFU counts no recomputation. memory is what the compiled program needs, peak the
-      most that the process has held so far.
+      each result. wall ms is that of a frame that is sent and whose tracks are waited for, kernels ms what a
+      trace finds of a streamed frame on the device, without gaps. The floor is, in this run's rates, the
+      longer of the FLOPs (training: three times the forward pass's) and, in a stream, of reading parameters
+      and state and writing the state. MFU counts no recomputation. memory is what the compiled program needs,
+      peak the most that the process has held so far.
 
     Raises:
       ConfigError: no case is called so, a setting is wrong, or the device has not the memory for any.
