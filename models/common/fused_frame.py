@@ -1,7 +1,9 @@
 """One frame through a recurrent block as one kernel, where there is one."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -34,20 +36,21 @@ def fused_frame(
     joined = joint in params and BLOCKS in gates and RATE in params["rglru"]
     if x.shape[1] != 1 or not joined or active_mesh() is not None:
         return None
-    branches = linear(x, params[joint], dtype)
-    width = branches.shape[-1] // 2
-    frame = Frame(
-        branches.reshape(-1, 2 * width),
+    width, tubes = state.lru.shape[-1], math.prod(x.shape[2:-1])
+    unknown: Any = jax.ShapeDtypeStruct((x.shape[0] * tubes, 2 * width), jnp.dtype(dtype))
+    memory = Frame(
+        unknown,
         tuple(tap.reshape(-1, width) for tap in state.conv),
         at_least_float32(state.lru).reshape(-1, width),
-        jnp.repeat(positions[:, 0], math.prod(x.shape[2:-1])),
+        jnp.repeat(positions[:, 0], tubes),
     )
     conv, blocks = params["conv"], gates[BLOCKS].astype(dtype)
     weights = FrameParams(conv["kernel"], conv["bias"], blocks, gates["bias"], params["rglru"][RATE])
-    if not has_kernel(frame, weights):
+    if not has_kernel(memory, weights):
         return None
-    result = recurrent_frame(frame, weights)
+    branches = linear(x, params[joint], dtype).reshape(-1, 2 * width)
+    result = recurrent_frame(memory._replace(branches=branches), weights)
     shape = (x.shape[0], *x.shape[2:-1], width)
     newest = result.newest.reshape(shape).astype(state.conv[0].dtype)
-    memory = RecurrentState(result.h.reshape(shape), (*state.conv[1:], newest))
-    return result.gated.reshape(*x.shape[:-1], width), memory
+    after = RecurrentState(result.h.reshape(shape), (*state.conv[1:], newest))
+    return result.gated.reshape(*x.shape[:-1], width), after
