@@ -119,6 +119,12 @@ def check_sizes(op: str, sizes: Mapping[str, int], letters: str) -> None:
         raise ValueError(f"{op} has sizes {', '.join(letters)}; got {', '.join(unknown)}.")
 
 
+def refuse_pruning(op: str, pruning: str | None) -> None:
+    """Raises ValueError if pruning is asked for, of an op that has none."""
+    if pruning is not None:
+        raise ValueError(f"{op} has no pruning; got {pruning!r}.")
+
+
 def explain_choice[RequestT, ImplementationT: Implementation[Any]](
     op: str,
     implementations: Mapping[str, ImplementationT],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
 from kernels.gated_matmul import pallas_mosaic_gpu, reference, xla
 from kernels.gated_matmul.config import Request
 
@@ -92,8 +92,7 @@ def explain_shape(
       ValueError: a letter is not a size of this op, or pruning is asked for.
     """
     check_sizes(OP, sizes, "RDF")
-    if pruning is not None:
-        raise ValueError(f"{OP} has no pruning; got {pruning!r}.")
+    refuse_pruning(OP, pruning)
     rows, width, features = sizes.get("R", 1280), sizes.get("D", 768), sizes.get("F", 3072)
     shapes = ((rows, width), (width, 2 * features), (2 * features,))
     return explain(*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes), implementation=implementation)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
 from kernels.linear_scan import (
     arguments,
     associative,
@@ -183,8 +183,7 @@ def explain_shape(
       ValueError: a letter is not a size of this op, or pruning is asked for.
     """
     check_sizes("linear_scan", sizes, "BTD")
-    if pruning is not None:
-        raise ValueError(f"linear_scan has no pruning; got {pruning!r}.")
+    refuse_pruning("linear_scan", pruning)
     x = jax.ShapeDtypeStruct((sizes.get("B", 1), sizes.get("T", 4096), sizes.get("D", 2048)), dtype)
     a = jax.ShapeDtypeStruct(x.shape, jnp.promote_types(dtype, jnp.float32))
     return "\n".join(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
 from kernels.recurrent_frame import pallas_mosaic_gpu, reference, xla
 from kernels.recurrent_frame.config import Frame, FrameParams, FrameResult, Request
 
@@ -90,8 +90,7 @@ def explain_shape(
       ValueError: a letter is not a size of this op, S does not divide E, or pruning is asked for.
     """
     check_sizes(OP, sizes, "RESJ")
-    if pruning is not None:
-        raise ValueError(f"{OP} has no pruning; got {pruning!r}.")
+    refuse_pruning(OP, pruning)
     rows, width, size, taps = (
         sizes.get(letter, default) for letter, default in (("R", 1280), ("E", 768), ("S", 64), ("J", 4))
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
 from kernels.split_matmul import pallas_mosaic_gpu, reference, xla
 from kernels.split_matmul.config import Request
 
@@ -96,8 +96,7 @@ def explain_shape(
       ValueError: a letter is not a size of this op, or pruning is asked for.
     """
     check_sizes(OP, sizes, "RDFP")
-    if pruning is not None:
-        raise ValueError(f"{OP} has no pruning; got {pruning!r}.")
+    refuse_pruning(OP, pruning)
     rows, width, features, parts = (
         sizes.get(letter, default) for letter, default in (("R", 1280), ("D", 768), ("F", 768), ("P", 3))
     )
