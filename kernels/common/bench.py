@@ -4,6 +4,7 @@ clock.
 
 import concurrent.futures
 import dataclasses
+import functools
 import random
 import statistics
 import time
@@ -12,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from kernels.common.trace import trace
 
 _COMPILERS = 8
 
@@ -78,10 +81,11 @@ def time_together(
 
 @dataclasses.dataclass(frozen=True)
 class DeviceTiming:
-    """Seconds of device work per call, from bursts of calls sent to the device without waiting in between.
+    """Seconds of device work per call, from bursts of calls sent to the device without waiting in between, or
+    from traces of such calls.
 
     Attributes:
-      median_s, best_s: over the bursts.
+      median_s, best_s: over the bursts (traces).
       spread: interquartile range of the bursts over their median: differences below it are noise.
       calls: calls in a burst.
       bursts: how many bursts were timed.
@@ -156,6 +160,36 @@ def time_bursts(
         for name in names:
             found[name].append(burst(calls[name], counts[name]))
     return {name: _summary(found[name], counts[name]) for name in calls}
+
+
+def time_kernels(
+    calls: Mapping[str, Callable[[], Any]], *, traces: int = 5, repeats: int = 10
+) -> dict[str, DeviceTiming]:
+    """Times the kernels of calls by a profiler's traces, without the gaps between them and without the host:
+    for calls that take less than a host needs to start them.
+
+    Args:
+      calls: by name; each starts one compiled program and returns its results, the same work every time.
+      traces: of each, in turns.
+      repeats: calls in a trace, and before it.
+
+    Raises:
+      ValueError: traces or repeats is not positive.
+    """
+    if min(traces, repeats) < 1:
+        raise ValueError(f"traces and repeats must be at least 1; got {traces} and {repeats}.")
+
+    def repeat(run: Callable[[], Any]) -> None:
+        for _ in range(repeats):
+            result = run()
+        jax.block_until_ready(result)
+
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(traces):
+        for name, run in calls.items():
+            repeat(run)
+            found[name].append(trace(functools.partial(repeat, run)).busy_s / repeats)
+    return {name: _summary(found[name], repeats) for name in calls}
 
 
 def _summary(seconds: list[float], calls: int) -> DeviceTiming:

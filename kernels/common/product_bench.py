@@ -8,7 +8,6 @@ that models are compiled with.
 
 import dataclasses
 import functools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.common.bench import Rates, measure_rates
+from kernels.common.bench import DeviceTiming, Rates, measure_rates, time_kernels
 from kernels.common.compiler import compiler_options
-from kernels.common.trace import trace
 
 # From x, a matrix and a bias to what the op returns.
 Call = Callable[[Array, Array, Array], Any]
 XLA, PRODUCT = "xla", "product"
-WARM, TRACED = 3, 10  # runs of a program before a trace, and in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +79,14 @@ def rows(
     Args:
       shapes: what is timed.
       runs: of a shape, by name; among them XLA.
-      calls: traces of each, in turns.
+      calls: traces of each, see `kernels.common.bench.time_kernels`.
       only: part of a shape's name; "" is all of them.
       seed: of the inputs.
 
     Returns:
       Rows {case, implementation, us, spread, TFLOP/s, floor us, share, xla us, product us, ratio, measured}:
       the floor is what measured rates of matmul and copy leave no way around, the share the floor's of the
-      time, the ratio the time over XLA's; the spread is half the range of the traces, over the median.
+      time, the ratio the time over XLA's.
 
     Raises:
       ValueError: `only` names no shape.
@@ -142,17 +139,16 @@ def _table(
 ) -> list[dict[str, Any]]:
     times = _times(shape, {**runs, PRODUCT: _product}, traces, seed)
     floor = max(shape.flops / rates.matmul, shape.moved / rates.copy)
-    plain, product = (statistics.median(times[name]) for name in (XLA, PRODUCT))
+    plain, product = (times[name].median_s / shape.calls for name in (XLA, PRODUCT))
     found = []
     for name in runs:
-        seconds = statistics.median(times[name])
-        spread = (max(times[name]) - min(times[name])) / 2 / seconds
+        seconds = times[name].median_s / shape.calls
         found.append(
             {
                 "case": str(shape),
                 "implementation": name,
                 "us": round(seconds * 1e6, 2),
-                "spread": f"{100 * spread:.1f} %",
+                "spread": f"{100 * times[name].spread:.1f} %",
                 "TFLOP/s": round(shape.flops / seconds / 1e12, 1),
                 "floor us": round(floor * 1e6, 2),
                 "share": round(floor / seconds, 3),
@@ -165,8 +161,8 @@ def _table(
     return found
 
 
-def _times(shape: Shape, runs: Mapping[str, Call], traces: int, seed: int) -> dict[str, list[float]]:
-    """Seconds of a call's kernels, by name: one for each trace."""
+def _times(shape: Shape, runs: Mapping[str, Call], traces: int, seed: int) -> dict[str, DeviceTiming]:
+    """Of whole programs, by name."""
     arrays = operands(shape, seed)
 
     def program(run: Call) -> Any:
@@ -175,16 +171,5 @@ def _times(shape: Shape, runs: Mapping[str, Call], traces: int, seed: int) -> di
 
         return jax.jit(every, compiler_options=compiler_options()).lower(*arrays).compile()
 
-    def repeat(compiled: Any, times: int) -> None:
-        for _ in range(times):
-            result = compiled(*arrays)
-        jax.block_until_ready(result)
-
-    compiled = {name: program(run) for name, run in runs.items()}
-    found: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(traces):
-        for name, each in compiled.items():
-            repeat(each, WARM)
-            busy = trace(functools.partial(repeat, each, TRACED)).busy_s
-            found[name].append(busy / TRACED / shape.calls)
-    return found
+    started = {name: functools.partial(program(run), *arrays) for name, run in runs.items()}
+    return time_kernels(started, traces=traces)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kernels.common.bench import DeviceTiming, Rates, compile_all, measure_rates, time_bursts
+from kernels.common.bench import DeviceTiming, Rates, compile_all, measure_rates, time_bursts, time_kernels
 from kernels.common.dispatch import choose
 from kernels.linear_scan import api
 from kernels.linear_scan.api import IMPLEMENTATIONS, linear_scan, rglru_scan
@@ -95,7 +95,7 @@ def rows(
     """Times both ops at every shape, and what they are compared with, in turns.
 
     Args:
-      bursts: timed bursts of each, see `kernels.common.bench.time_bursts`.
+      bursts: timed traces of each on a GPU, see `kernels.common.bench.time_kernels`; elsewhere bursts.
       only: part of a shape's name, such as "T4096"; "" is all of them.
       shapes: what is timed.
       implementation: None is the automatic choice.
@@ -198,7 +198,7 @@ class _Table:
         for name, run in started.items():
             if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(run())):
                 raise FloatingPointError(f"{self.shape} {name}: the result holds NaN or infinity")
-        timed = time_bursts(started, bursts=bursts)
+        timed = _timed(started, bursts)
         return {name: {pass_: timed[f"{name}|{pass_}"] for pass_ in calls} for name, calls in made.items()}
 
     def _row(
@@ -236,6 +236,13 @@ class _Table:
         x = self.inputs.x
         request = api.request("linear_scan", x, x)
         return choose("linear_scan", IMPLEMENTATIONS, request, None, api.preference(request))[0]
+
+
+def _timed(started: Mapping[str, Callable[[], Any]], bursts: int) -> dict[str, DeviceTiming]:
+    """By trace on a GPU: calls take 50 us and more, and a host that others share is late more often."""
+    if jax.default_backend() == "gpu":
+        return time_kernels(started, traces=bursts)
+    return time_bursts(started, bursts=bursts)
 
 
 def _seconds(times: Mapping[str, DeviceTiming], direction: str) -> float:

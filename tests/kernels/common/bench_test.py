@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels.common.bench import compile_all, time_bursts, time_compiled, time_together
+from kernels.common.bench import (
+    compile_all,
+    time_bursts,
+    time_compiled,
+    time_kernels,
+    time_together,
+)
 
 
 def test_longer_work_takes_longer_and_compiling_is_apart() -> None:
@@ -80,3 +86,16 @@ def test_compiled_programs_keep_their_names() -> None:
     programs = compile_all({"twice": (lambda x: 2 * x, (jnp.ones(3),)), "sum": (jnp.sum, (jnp.ones(3),))})
     assert programs["twice"](jnp.ones(3)).tolist() == [2, 2, 2]
     assert float(programs["sum"](jnp.ones(3))) == 3
+
+
+def test_kernels_are_timed_by_trace() -> None:
+    def repeat(times: int):
+        work = jax.jit(lambda x: jax.lax.fori_loop(0, times, lambda _, y: jnp.sin(y) + y, x))
+        x = jnp.ones(4096)
+        return lambda: work(x)
+
+    timed = time_kernels({"long": repeat(500), "short": repeat(2)}, traces=2, repeats=3)
+    assert timed["long"].median_s > 20 * timed["short"].median_s > 0
+    assert (timed["short"].calls, timed["short"].bursts) == (3, 2)
+    with pytest.raises(ValueError, match="at least 1; got 0 and 10"):
+        time_kernels({}, traces=0)
