@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.common.dispatch import target
-from kernels.linear_scan import rglru_step
 from kernels.recurrent_frame.config import Frame, FrameParams, FrameResult, Request
 
 
@@ -19,8 +18,7 @@ def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
     x, y = jnp.split(frame.branches, 2, axis=-1)
     v = _convolved(frame, x, params)
     gate_x, gate_a = _pre_activations(v, params)
-    start = (frame.positions == 0)[:, None]
-    h = rglru_step(v, gate_x, gate_a, params.rate, frame.h, start, params.rate).astype(frame.h.dtype)
+    h = _recurrence(frame, v.astype(frame.h.dtype), gate_x, gate_a, params.rate)
     gelu = jax.nn.gelu(y.astype(h.dtype), approximate=True)
     return FrameResult(h.astype(x.dtype) * gelu.astype(x.dtype), h, x)
 
@@ -44,3 +42,17 @@ def _pre_activations(v: Array, params: FrameParams) -> tuple[Float[Array, "R E"]
     gates = (gate.reshape(v.shape) for gate in jnp.split(both, 2, axis=-1))
     gate_x, gate_a = (g + b for g, b in zip(gates, jnp.split(params.gate_bias, 2), strict=True))
     return gate_x, gate_a
+
+
+def _recurrence(frame: Frame, v: Array, gate_x: Array, gate_a: Array, rate: Array) -> Float[Array, "R E"]:
+    start, wide = (frame.positions == 0)[:, None], frame.h.dtype
+    # At a start the recurrence gate is not used, and may be NaN.
+    gate_x, gate_a = gate_x.astype(wide), jnp.where(start, 0, gate_a.astype(wide))
+    log_a = -jax.nn.sigmoid(gate_a) * rate.astype(wide)
+    a = jnp.where(start, 0, jnp.exp(log_a))
+    one_minus = -jnp.expm1(2 * log_a)
+    is_positive = one_minus > 0  # else a root has no derivative, and nothing is left of the input
+    root = jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, one_minus, 1)), 0)
+    entering = jnp.where(start, 1, root) * (jax.nn.sigmoid(gate_x) * v)
+    forgets = (a == 0) | (frame.h == 0)
+    return entering + jnp.where(forgets, 0, a * jnp.where(forgets, 0, frame.h))
