@@ -56,7 +56,7 @@ def test_batches_do_not_depend_on_threads_start_or_processes(order: Any) -> None
     assert [a + b for a, b in zip(*halves, strict=True)] == wanted
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_batches_do_not_depend_on_workers(workers: int) -> None:
     batches = Batches(Rows(), 4, seed=7)
     wanted = [batches[k]["row"].tolist() for k in range(3, 9)]
