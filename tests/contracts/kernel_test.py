@@ -51,9 +51,9 @@ def cases() -> list[Any]:
 
 
 def each(shapes: tuple[str, ...], later: tuple[str, ...] = ()) -> list[Any]:
-    """(op, name, shape) of these shapes; those of `later` wait for --slow."""
+    """(op, name, shape) of these shapes; those of `later`, and of `associative`, wait for --slow."""
     return [
-        pytest.param(op, name, s, marks=(pytest.mark.slow,) if s in later else ())
+        pytest.param(op, name, s, marks=(pytest.mark.slow,) if s in later or name == "associative" else ())
         for op in OPS
         for name in portable_implementations(op)
         for s in workloads(op).SHAPES

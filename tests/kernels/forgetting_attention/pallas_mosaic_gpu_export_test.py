@@ -106,7 +106,14 @@ print("lowered for", program.nr_devices, "devices")
 """
 
 
-@pytest.mark.parametrize(("mode", "checked"), [("None", "True"), ("'auto'", "False"), ("'auto'", "True")])
+@pytest.mark.parametrize(
+    ("mode", "checked"),
+    [
+        ("'auto'", "True"),
+        pytest.param("None", "True", marks=pytest.mark.slow),
+        pytest.param("'auto'", "False", marks=pytest.mark.slow),
+    ],
+)
 def test_lowers_inside_shard_map_over_batch_and_heads(run_python: Any, mode: str, checked: str) -> None:
     """As models call it, and with checks of what varies over the mesh."""
     program = SHARDED.replace("MODE", mode).replace("CHECKED", checked)
