@@ -138,15 +138,10 @@ def time_bursts(
     if bursts < 1:
         raise ValueError(f"bursts must be at least 1; got {bursts}.")
 
-    def calls_in_a_row(run: Callable[[], Any], count: int) -> None:
-        for _ in range(count):
-            result = run()
-        jax.block_until_ready(result)
-
     def burst(run: Callable[[], Any], count: int) -> float:
-        calls_in_a_row(run, count)
+        _in_a_row(run, count)
         begin = clock()
-        calls_in_a_row(run, count)
+        _in_a_row(run, count)
         return (clock() - begin) / count
 
     counts = {}
@@ -179,17 +174,19 @@ def time_kernels(
     if min(traces, repeats) < 1:
         raise ValueError(f"traces and repeats must be at least 1; got {traces} and {repeats}.")
 
-    def repeat(run: Callable[[], Any]) -> None:
-        for _ in range(repeats):
-            result = run()
-        jax.block_until_ready(result)
-
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(traces):
         for name, run in calls.items():
-            repeat(run)
-            found[name].append(trace(functools.partial(repeat, run)).busy_s / repeats)
+            _in_a_row(run, repeats)
+            found[name].append(trace(functools.partial(_in_a_row, run, repeats)).busy_s / repeats)
     return {name: _summary(found[name], repeats) for name in calls}
+
+
+def _in_a_row(run: Callable[[], Any], count: int) -> None:
+    """Calls without waiting in between, then waits."""
+    for _ in range(count):
+        result = run()
+    jax.block_until_ready(result)
 
 
 def _summary(seconds: list[float], calls: int) -> DeviceTiming:

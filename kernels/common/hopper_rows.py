@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kernels.common.hopper import not_hopper
 from kernels.common.hopper_product import DEPTH
 from kernels.common.manual import aligned_varying
+from kernels.common.product_request import ProductRequest
 from kernels.common.tiling import pad_axis_to
 
 DTYPES = ("bfloat16", "float16")
@@ -21,13 +22,13 @@ BIAS_DTYPES = (*DTYPES, "float32")
 ROW_GROUP = 8
 
 
-def refusal(request: Any, columns: int) -> str | None:
+def refusal(request: ProductRequest, columns: int) -> str | None:
     """Why such a product cannot be computed; None: it can.
 
     It takes Hopper, 16-bit x and matrix, whole tiles of channels and features, any number of rows.
 
     Args:
-      request: of an op: platform, capability, dtype, kernel_dtype, bias_dtype, width, features.
+      request: of an op.
       columns: of the narrowest tile.
     """
     if why := not_hopper(request.platform, request.capability):
@@ -72,31 +73,37 @@ def for_inference(run: Callable[..., Any], plain: Callable[..., Any], *operands:
     gradients are those of `plain`, computed from the operands again.
     """
 
+    @jax.custom_batching.custom_vmap
+    def call(*operands: Array) -> Any:
+        return run(*operands)
+
+    @call.def_vmap
+    def rule(axis_size: int, in_batched: list[bool], *operands: Array) -> tuple[Any, Any]:
+        if in_batched == [True, False, False]:  # more rows
+            result = call(*operands)
+        else:
+
+            def one(index: Array) -> Any:
+                pairs = zip(operands, in_batched, strict=True)
+                return call(*(y[index] if batched else y for y, batched in pairs))
+
+            result = jax.lax.map(one, jnp.arange(axis_size))
+        return result, jax.tree.map(lambda _: True, result)
+
+    return with_gradients_of(plain, call, *operands)
+
+
+def with_gradients_of(plain: Callable[..., Any], run: Callable[..., Any], *operands: Any) -> Any:
+    """`run(*operands)`, whose gradients are those of `plain`, computed from the operands again."""
+
     @jax.custom_vjp
-    def differentiable(*operands: Array) -> Any:
-        @jax.custom_batching.custom_vmap
-        def call(*operands: Array) -> Any:
-            return run(*operands)
+    def differentiable(*operands: Any) -> Any:
+        return run(*operands)
 
-        @call.def_vmap
-        def rule(axis_size: int, in_batched: list[bool], *operands: Array) -> tuple[Any, Any]:
-            if in_batched == [True, False, False]:  # more rows
-                result = call(*operands)
-            else:
-
-                def one(index: Array) -> Any:
-                    pairs = zip(operands, in_batched, strict=True)
-                    return call(*(y[index] if batched else y for y, batched in pairs))
-
-                result = jax.lax.map(one, jnp.arange(axis_size))
-            return result, jax.tree.map(lambda _: True, result)
-
-        return call(*operands)
-
-    def forward(*operands: Array) -> tuple[Any, tuple[Array, ...]]:
+    def forward(*operands: Any) -> tuple[Any, tuple[Any, ...]]:
         return differentiable(*operands), operands
 
-    def backward(operands: tuple[Array, ...], cotangent: Any) -> Any:
+    def backward(operands: tuple[Any, ...], cotangent: Any) -> Any:
         return jax.vjp(plain, *operands)[1](cotangent)
 
     differentiable.defvjp(forward, backward)

@@ -1,18 +1,17 @@
 """Public function of the gated product: argument checks and choice of implementation."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning
+from kernels.common.product_request import check_product
 from kernels.gated_matmul import pallas_mosaic_gpu, reference, xla
 from kernels.gated_matmul.config import Request
 
 OP = "gated_matmul"
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class GatedMatmulImplementation(NamedTuple):
@@ -100,25 +99,9 @@ def explain_shape(
 
 def request(x: Any, kernel: Any, bias: Any) -> Request:
     """What dispatch needs to know of a call."""
-    device = target()
-    return Request(
-        device.platform, device.capability, device.kind, str(x.dtype), str(kernel.dtype), str(bias.dtype),
-        rows=math.prod(x.shape[:-1]), width=x.shape[-1], features=kernel.shape[1] // 2,
-    )  # fmt: skip
+    return Request.of(x, kernel, bias, 2)
 
 
 def _check(x: Any, kernel: Any, bias: Any) -> None:
     """Raises ValueError unless these fit together."""
-    arrays = {"x": x, "kernel": kernel, "bias": bias}
-    for name, array in arrays.items():
-        if str(getattr(array, "dtype", None)) not in DTYPES:
-            got = getattr(array, "dtype", type(array).__name__)
-            raise ValueError(f"{OP}: {name} has dtype {got}; use one of {', '.join(DTYPES)}.")
-    if x.ndim < 1 or 0 in x.shape:
-        raise ValueError(f"{OP}: x must be [..., D] without an empty axis; got shape {x.shape}.")
-    if kernel.ndim != 2 or kernel.shape[0] != x.shape[-1] or kernel.shape[1] % 2 or not kernel.shape[1]:
-        raise ValueError(
-            f"{OP}: kernel must be [D, 2 F] = [{x.shape[-1]}, an even number]; got shape {kernel.shape}."
-        )
-    if bias.shape != kernel.shape[1:]:
-        raise ValueError(f"{OP}: bias must be [2 F] = {kernel.shape[1:]}; got shape {bias.shape}.")
+    check_product(OP, x, kernel, bias, 2, "2 F", "an even number")

@@ -27,7 +27,7 @@ COLUMNS = 64  # computed at a time
 BLOCKS = (64, 128)  # sizes of groups that fit shared memory
 
 
-@functools.partial(jax.jit, inline=False)  # traced once for all layers of a model
+@jax.jit  # traced once for all layers of a model
 def frame_step(
     frame: Frame, params: FrameParams, positions: Float[Array, " R"]
 ) -> tuple[Float[Array, "R E"], Float[Array, "R E"], Float[Array, "R E"]]:

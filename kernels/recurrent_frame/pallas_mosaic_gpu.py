@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from kernels.common.hopper import not_hopper
+from kernels.common.hopper_rows import DTYPES, ROW_GROUP, with_gradients_of
 from kernels.common.manual import aligned_varying
 from kernels.recurrent_frame import _mosaic_gpu_sm90 as sm90
 from kernels.recurrent_frame import xla
 from kernels.recurrent_frame.config import Frame, FrameParams, FrameResult, Request
-
-DTYPES = ("bfloat16", "float16")
-# TMA takes rows in groups of as many.
-ROW_GROUP = 8
 
 
 def supports(request: Request) -> str | None:
@@ -37,23 +34,8 @@ def supports(request: Request) -> str | None:
 
 def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
     """Convolution, gates, recurrence and output gate of one frame: float32 but for the products' operands."""
-    return _differentiable(frame, params)
-
-
-@jax.custom_vjp
-def _differentiable(frame: Frame, params: FrameParams) -> FrameResult:
-    return _run(frame, params)
-
-
-def _forward(frame: Frame, params: FrameParams) -> tuple[FrameResult, tuple[Frame, FrameParams]]:
-    return _differentiable(frame, params), (frame, params)
-
-
-def _backward(saved: tuple[Frame, FrameParams], cotangent: FrameResult) -> tuple[Frame, FrameParams]:
-    return jax.vjp(xla.recurrent_frame, *saved)[1](cotangent)
-
-
-_differentiable.defvjp(_forward, _backward)
+    result: FrameResult = with_gradients_of(xla.recurrent_frame, _run, frame, params)
+    return result
 
 
 @jax.custom_batching.sequential_vmap  # type: ignore[untyped-decorator]

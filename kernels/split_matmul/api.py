@@ -1,18 +1,17 @@
 """Public function of the product in parts: argument checks and choice of implementation."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
-from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning, target
+from kernels.common.dispatch import check_sizes, choose, explain_choice, refuse_pruning
+from kernels.common.product_request import check_product
 from kernels.split_matmul import pallas_mosaic_gpu, reference, xla
 from kernels.split_matmul.config import Request
 
 OP = "split_matmul"
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class SplitMatmulImplementation(NamedTuple):
@@ -107,28 +106,11 @@ def explain_shape(
 
 def request(x: Any, kernel: Any, bias: Any, parts: int) -> Request:
     """What dispatch needs to know of a call."""
-    device = target()
-    return Request(
-        device.platform, device.capability, device.kind, str(x.dtype), str(kernel.dtype), str(bias.dtype),
-        rows=math.prod(x.shape[:-1]), width=x.shape[-1], features=kernel.shape[1] // parts, parts=parts,
-    )  # fmt: skip
+    return Request.of(x, kernel, bias, parts)
 
 
 def _check(x: Any, kernel: Any, bias: Any, parts: Any) -> None:
     """Raises ValueError unless these fit together."""
-    arrays = {"x": x, "kernel": kernel, "bias": bias}
-    for name, array in arrays.items():
-        if str(getattr(array, "dtype", None)) not in DTYPES:
-            got = getattr(array, "dtype", type(array).__name__)
-            raise ValueError(f"{OP}: {name} has dtype {got}; use one of {', '.join(DTYPES)}.")
     if not isinstance(parts, int) or parts < 1:
         raise ValueError(f"{OP}: parts must be a whole number, at least 1; got {parts!r}.")
-    if x.ndim < 1 or 0 in x.shape:
-        raise ValueError(f"{OP}: x must be [..., D] without an empty axis; got shape {x.shape}.")
-    if kernel.ndim != 2 or kernel.shape[0] != x.shape[-1] or kernel.shape[1] % parts or not kernel.shape[1]:
-        raise ValueError(
-            f"{OP}: kernel must be [D, P F] = [{x.shape[-1]}, a multiple of {parts}]; got shape"
-            f" {kernel.shape}."
-        )
-    if bias.shape != kernel.shape[1:]:
-        raise ValueError(f"{OP}: bias must be [P F] = {kernel.shape[1:]}; got shape {bias.shape}.")
+    check_product(OP, x, kernel, bias, parts, "P F", f"a multiple of {parts}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.common.bench import DeviceTiming, time_bursts
+from kernels.common.bench import DeviceTiming, time_bursts, time_kernels
 from kernels.common.trace import describe, trace
 from tasks.common.job import Job
 from tasks.common.optim import make_optimizer
@@ -133,13 +133,22 @@ def time_checked(
     return timing
 
 
+def burst_seconds(is_stream: bool) -> float:
+    """Length of a burst: several clips or training steps, or hundreds of a stream's frames. A wait takes as
+    long as a frame, and a host that others share is late at times. Short on a CPU.
+    """
+    if jax.default_backend() == "cpu":
+        return 0.05
+    return 0.5 if is_stream else 1.5
+
+
 def kernel_seconds(call: Callable[[], Any]) -> float | None:
     """Of a call's kernels, by a trace of some calls, without the gaps between them: what the host does not
     show in. None on a CPU, which is host and device.
     """
     if jax.default_backend() == "cpu":
         return None
-    return trace(lambda: _repeat(call, TRACED)).busy_s / TRACED
+    return time_kernels({"": call}, traces=1, repeats=TRACED)[""].median_s
 
 
 def _repeat(call: Callable[[], Any], times: int) -> None:

@@ -29,6 +29,7 @@ from tasks.common.bench import (
     Carried,
     Goal,
     build,
+    burst_seconds,
     device_stat,
     goal_columns,
     kernel_seconds,
@@ -51,9 +52,6 @@ __all__ = ["CASES", "STAND_INS", "Case", "rows", "verdict"]
 # On a GPU. XLA's attention writes all scores; cuDNN's does not.
 FASTEST = "runtime.attention_implementation=cudnn"
 LEARNING_RATE = 1e-4
-# Seconds of a burst: of clips and training steps several of them, so that the host's part counts once.
-# A stream's have hundreds: a wait takes as long as a frame, and a host that others share is late at times.
-BURST, STREAM_BURST, SHORT_BURST = 1.5, 0.5, 0.05
 FRAMES = 50  # of a stream, of which each is sent and its tracks waited for
 
 
@@ -295,9 +293,7 @@ class _Bench:
         return ", ".join(parts)
 
     def _time(self, call: Callable[[], Any]) -> DeviceTiming:
-        seconds = STREAM_BURST if self.case.kind in STREAMS else BURST
-        if jax.default_backend() == "cpu":
-            seconds = SHORT_BURST
+        seconds = burst_seconds(self.case.kind in STREAMS)
         return time_checked(self.case.label(), call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _params(self) -> Any:

@@ -30,6 +30,7 @@ from tasks.common.bench import (
     Carried,
     Goal,
     build,
+    burst_seconds,
     device_stat,
     goal_columns,
     kernel_seconds,
@@ -54,9 +55,6 @@ __all__ = ["GOALS", "RELEASED", "Goal", "Size", "rows", "verdict"]
 FASTEST = "runtime.attention_implementation=cudnn"
 REMATS = ("none", "dots", "full")
 LEARNING_RATE = 1e-4
-# Seconds of a burst of clips or training steps: several of them, so that the host's part counts once.
-# A stream's have hundreds: a wait takes as long as a frame, and a host that others share is late at times.
-BURST, STREAM_BURST, SHORT_BURST = 1.5, 0.5, 0.05
 FRAMES = 50
 
 
@@ -230,9 +228,7 @@ class _Bench:
         return jax.jit(draw)(jax.random.key(0))
 
     def _time(self, call: Callable[[], Any]) -> DeviceTiming:
-        seconds = STREAM_BURST if self.name == "streaming" else BURST
-        if jax.default_backend() == "cpu":
-            seconds = SHORT_BURST
+        seconds = burst_seconds(self.name == "streaming")
         return time_checked(self.name, call, bursts=self.calls, seconds=seconds, profile=self.profile)
 
     def _row(
