@@ -6,7 +6,7 @@ names, "linear_x+linear_y". What depends on parameters alone is computed, too. L
 give the same up to rounding. Checkpoints, converters and training know the canonical form only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.scipy.linalg import block_diag
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from kernels.common.dispatch import target
 from kernels.linear_scan import decay_rate
 from kernels.split_matmul import split_matmul
 from models.common.layers import linear
@@ -55,7 +56,7 @@ def join_params(params: Params) -> Params:
 
 
 def _gates(groups: Sequence[Params]) -> Params:
-    """As matrices with zeros, for clips; and block by block, for a frame (`kernels.recurrent_frame`).
+    """As matrices with zeros, for clips; and block by block, for a frame (`kernels.recurrent_block`).
 
     A jitted program is given only what it uses.
     """
@@ -79,6 +80,22 @@ def _side_by_side(groups: Sequence[Params]) -> Params:
 def is_joined(params: Params) -> bool:
     """Whether `join_params` has been here."""
     return any(JOINT in name for name in flatten_names(params))
+
+
+def prepared(params: Params, cast: Callable[[Params], Params]) -> Params:
+    """A canonical tree in the form that inference is fastest with; results are the same up to rounding.
+
+    What a model would cast at every call is cast; on a GPU maps of one input are joined, too. What is joined
+    already is returned as it is, so those who stream may be given either form.
+
+    Args:
+      params: canonical tree, of arrays on the host or on a device.
+      cast: to the dtypes that the model's products run in.
+    """
+    if is_joined(params):
+        return params
+    narrow = cast(params)
+    return jax.device_put(join_params(narrow) if target().platform == "gpu" else narrow)
 
 
 def expected_shapes(specs: Mapping[str, Any], params: Params) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from kernels.linear_scan import (
     sharded_rglru_scan,
 )
 from models.common.block_diagonal import pre_activations
-from models.common.fused_frame import fused_frame
+from models.common.fused_block import fused_block
 from models.common.gated_gelu import GatedMLPImplementation, gated_gelu_mlp
 from models.common.joined import BRANCHES, RATE, linear_each
 from models.common.layers import at_least_float32, linear, rms_norm
@@ -224,16 +224,15 @@ def recurrent_block(
     Args:
       params: "linear_x", "linear_y", "conv", "rglru", "linear_out"; or joined (`models.common.joined`).
       state: memory of earlier calls; None = there were none.
-      implementation: of the scan; None chooses, and where there is a kernel for all of a frame, takes that.
+      implementation: of the scan; None chooses, and where there is a kernel for all of the block, takes that.
 
     Returns:
       (output in `dtype`, the memory after the call: it continues exactly, whatever the chunk length).
     """
-    if state is not None and implementation is None:
-        frame = fused_frame(x, params, positions, state, dtype)
-        if frame is not None:
-            gated, state = frame
-            return linear(gated, params["linear_out"], dtype), state
+    if implementation is None:
+        fused = fused_block(x, params, positions, state, dtype)
+        if fused is not None:
+            return fused
     branch, gate = linear_each(x, params, BRANCHES, dtype)
     branch, conv = temporal_conv(branch, params["conv"], positions, None if state is None else state.conv)
     h, last = rg_lru(

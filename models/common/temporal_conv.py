@@ -51,6 +51,15 @@ def _behind(x: Array, before: int, cache: Taps | None) -> Array:
     return jnp.concatenate([*(tap.astype(x.dtype)[:, None] for tap in cache), x], axis=1)
 
 
+def last_inputs(x: Float[Array, "B T *P E"], count: int, cache: Taps | None) -> Taps:
+    """The cache after these frames, as `temporal_conv` has it: the last `count` frames of all so far."""
+    if cache is None and x.shape[1] < count:
+        cache = (jnp.zeros_like(x[:, 0]),) * count
+    before = () if cache is None else tuple(tap.astype(x.dtype) for tap in cache)
+    newest = _frames(x[:, max(x.shape[1] - count, 0) :])
+    return (*before, *newest)[-count:] if count else ()
+
+
 def _frames(x: Array) -> Taps:
     return tuple(x[:, t] for t in range(x.shape[1]))
 

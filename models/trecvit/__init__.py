@@ -5,6 +5,7 @@ from models.trecvit import convert
 from models.trecvit.config import SIZES, MAEConfig, TRecViTConfig, TRecViTRuntime
 from models.trecvit.heads import ClipOutput, split_clips
 from models.trecvit.imagenet import Imported, from_imagenet
+from models.trecvit.inference import prepare_params
 from models.trecvit.mae import (
     CHANGE_UNIT,
     MAEState,
@@ -62,6 +63,7 @@ __all__ = [
     "param_axes",
     "param_specs",
     "pixel_targets",
+    "prepare_params",
     "resize_params",
     "split_clips",
 ]

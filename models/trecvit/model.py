@@ -11,6 +11,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
+from models.common.joined import expected_shapes
 from models.common.layers import linear
 from models.common.module import ModelModule
 from models.common.params import ParamSpec, check_params, layer_keys
@@ -141,7 +142,7 @@ def apply(
     over the batch.
 
     Args:
-      params: canonical tree (`init_params`).
+      params: canonical tree (`init_params`), or made from one by `prepare_params`.
       video: [B, T, height, width, 3], pixels in [0, 1], or uint8.
       state: memory of earlier calls (`init_state`), or None.
       reset: [B, T], True where a new clip starts: nothing crosses that boundary (recurrence, convolution,
@@ -247,7 +248,7 @@ def _check(
     state: TRecViTState | None,
     reset: Array | None,
 ) -> None:
-    check_params(specs, params, config)
+    check_params(expected_shapes(specs, params), params, config)
     batch = None if state is None else state.length.shape[0]
     tubes = None if state is None else state.layers["0"].lru.shape[1]
     check_video(config, video, batch, reset, tubes)

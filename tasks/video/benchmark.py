@@ -220,10 +220,11 @@ class _Bench:
         return self._row(built, timing, size.batch, flops / self.rates.matmul)
 
     def _params(self) -> Any:
-        """Random, in the dtype that they are used in: cast once, as a server of the model would."""
+        """Random, as a server of the model would have them."""
 
         def draw(key: Any) -> Any:
-            return trecvit.cast_params(trecvit.init_params(self.size.model, key), self.runtime.compute_dtype)
+            drawn = trecvit.init_params(self.size.model, key)
+            return trecvit.prepare_params(drawn, self.runtime.compute_dtype)
 
         return jax.jit(draw)(jax.random.key(0))
 
@@ -243,7 +244,7 @@ class _Bench:
         return {
             "case": f"{self.name}, {size.name}, {shape}",
             "implementation": self._implementation(),
-            "parameters": "float32" if training else f"{self.runtime.compute_dtype}, cast once",
+            "parameters": "float32" if training else f"{self.runtime.compute_dtype}, prepared",
             "ms": rounded(seconds * 1e3),
             "spread": f"{100 * timing.spread:.1f} %",
             "wall ms": NOTHING if wall is None else rounded(wall * 1e3),

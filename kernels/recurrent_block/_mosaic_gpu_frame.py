@@ -18,18 +18,17 @@ from jaxtyping import Array, Float
 
 from kernels.common import hopper
 from kernels.common.hopper import WARPGROUP
-from kernels.common.hopper_math import LOG2E, gelu, inverse_root, one_minus_square, sigmoid
+from kernels.common.hopper_math import gelu
 from kernels.common.tiling import ceil_div
-from kernels.recurrent_frame.config import Frame, FrameParams
+from kernels.recurrent_block._mosaic_gpu_step import COLUMNS, by_column, by_row, next_state, tile
+from kernels.recurrent_block.config import BlockParams, Frame
 
 ROWS = WARPGROUP  # of a CTA
-COLUMNS = 64  # computed at a time
-BLOCKS = (64, 128)  # sizes of groups that fit shared memory
 
 
 @jax.jit  # traced once for all layers of a model
 def frame_step(
-    frame: Frame, params: FrameParams, positions: Float[Array, " R"]
+    frame: Frame, params: BlockParams, positions: Float[Array, " R"]
 ) -> tuple[Float[Array, "R E"], Float[Array, "R E"], Float[Array, "R E"]]:
     """`FrameResult`'s arrays.
 
@@ -130,13 +129,13 @@ def _convolve(
 ) -> None:  # fmt: skip
     """v = b + sum_s w[J-1-s] x_(t-s) of some columns, rounded to the branches' dtype."""
     del others
-    positions = _by_row(positions_smem)
-    total = _by_column(conv_bias_smem.at[part]) + _by_column(conv_smem.at[taps, part]) * _tile(
+    positions = by_row(positions_smem)
+    total = by_column(conv_bias_smem.at[part]) + by_column(conv_smem.at[taps, part]) * tile(
         x_smem.at[:, part]
     )
     for age in range(1, taps + 1):
-        tap = jnp.where(positions >= float(age), _tile(tap_smem.at[taps - age, :, part]), 0.0)
-        total = total + _by_column(conv_smem.at[taps - age, part]) * tap
+        tap = jnp.where(positions >= float(age), tile(tap_smem.at[taps - age, :, part]), 0.0)
+        total = total + by_column(conv_smem.at[taps - age, part]) * tap
     v_smem[:, part] = total.astype(v_smem.dtype)
 
 
@@ -153,32 +152,11 @@ def _step(
             plgpu.wgmma(accumulator, v_smem, w_smem.at[:, pl.ds(gate * size + start, COLUMNS)])
         plgpu.wgmma_wait(0)
 
-    biases = [_by_column(gate_bias_smem.at[gate, part]) for gate in range(2)]
+    biases = [by_column(gate_bias_smem.at[gate, part]) for gate in range(2)]
     gate_x, gate_a = pl.run_state(products)(tuple(plgpu.ACC.init(bias) for bias in biases))
-    log2_a = sigmoid(gate_a) * (_by_column(rate_smem.at[part]) * -LOG2E)
-    a = jnp.exp2(log2_a)
-    one_minus = one_minus_square(log2_a, a)
-    is_start = _by_row(positions_smem) < 0.5
-    scale = jnp.where(is_start, 1.0, one_minus * inverse_root(one_minus))
-    entering = scale * (sigmoid(gate_x) * _tile(v_smem.at[:, part]))
-    before = _tile(h_smem.at[:, part])
-    # 0 absorbs NaN and infinity, as in `linear_scan`; a start forgets the state, whatever it is.
-    after = jnp.where(before == 0.0, entering, jnp.where(a == 0.0, entering, a * before + entering))
-    after = jnp.where(is_start, entering, after)
-    gated = after * gelu(_tile(y_smem.at[:, part]))
+    is_start = by_row(positions_smem) < 0.5
+    before, v, rate = tile(h_smem.at[:, part]), tile(v_smem.at[:, part]), by_column(rate_smem.at[part])
+    after = next_state(before, v, gate_x, gate_a, rate, is_start)
+    gated = after * gelu(tile(y_smem.at[:, part]))
     h_smem[:, part] = after
     y_smem[:, part] = gated.astype(y_smem.dtype)
-
-
-def _tile(ref: Any) -> Array:
-    """Of [64, 64], as accumulators lie."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA).astype(jnp.float32)
-
-
-def _by_column(ref: Any) -> Array:
-    return hopper.by_column(ref, (ROWS, COLUMNS))
-
-
-def _by_row(ref: Any) -> Array:
-    values = plgpu.load(ref, layout=hopper.BY_ROW, optimized=False)
-    return lax.broadcast_in_dim(values, (ROWS, COLUMNS), [0])

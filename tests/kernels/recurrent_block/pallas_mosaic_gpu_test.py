@@ -12,10 +12,10 @@ from jax import export
 
 from kernels.common.dispatch import ImplementationError, compiling_for
 from kernels.common.hopper import SHARED_LIMIT
-from kernels.recurrent_frame import explain, recurrent_frame
-from kernels.recurrent_frame._mosaic_gpu_sm90 import BLOCKS, ROWS
-from kernels.recurrent_frame.api import shapes
-from kernels.recurrent_frame.workloads import Workload, run
+from kernels.recurrent_block import explain, recurrent_frame
+from kernels.recurrent_block._mosaic_gpu_frame import ROWS
+from kernels.recurrent_block.api import shapes
+from kernels.recurrent_block.workloads import Workload, run
 from tests.contracts.kernel_contract import TOLERANCE, assert_close, compiled, expected, inputs
 from tests.kernels.mosaic_gpu_interpreter import extended_interpreter
 
@@ -125,7 +125,7 @@ def test_refusals_say_why(platform: str, capability: str | None, args: Any, why:
 
 
 def test_workloads_of_the_device_are_taken() -> None:
-    from kernels.recurrent_frame.workloads import DEVICE_SHAPES
+    from kernels.recurrent_block.workloads import DEVICE_SHAPES
 
     with HOPPER():
         for work in DEVICE_SHAPES.values():

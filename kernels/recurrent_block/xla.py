@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.common.dispatch import target
-from kernels.recurrent_frame.config import Frame, FrameParams, FrameResult, Request
+from kernels.recurrent_block.clips import frame_by_frame
+from kernels.recurrent_block.config import BlockParams, Clip, ClipResult, Frame, FrameResult, Request
 
 
 def supports(request: Request) -> str | None:
@@ -13,7 +14,7 @@ def supports(request: Request) -> str | None:
     return None
 
 
-def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
+def recurrent_frame(frame: Frame, params: BlockParams) -> FrameResult:
     """Convolution, gates, recurrence and output gate of one frame."""
     x, y = jnp.split(frame.branches, 2, axis=-1)
     v = _convolved(frame, x, params)
@@ -23,7 +24,12 @@ def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
     return FrameResult(h.astype(x.dtype) * gelu.astype(x.dtype), h, x)
 
 
-def _convolved(frame: Frame, x: Array, params: FrameParams) -> Float[Array, "R E"]:
+def recurrent_clip(clip: Clip, params: BlockParams) -> ClipResult:
+    """All frames, one after the other."""
+    return frame_by_frame(recurrent_frame, clip, params)
+
+
+def _convolved(frame: Frame, x: Array, params: BlockParams) -> Float[Array, "R E"]:
     wide = frame.h.dtype
     total = params.conv_bias.astype(wide)
     for age, tap in enumerate((x, *reversed(frame.taps))):
@@ -32,7 +38,7 @@ def _convolved(frame: Frame, x: Array, params: FrameParams) -> Float[Array, "R E
     return total.astype(x.dtype)
 
 
-def _pre_activations(v: Array, params: FrameParams) -> tuple[Float[Array, "R E"], Float[Array, "R E"]]:
+def _pre_activations(v: Array, params: BlockParams) -> tuple[Float[Array, "R E"], Float[Array, "R E"]]:
     groups, size, _ = params.gate_blocks.shape
     wide = jnp.promote_types(v.dtype, jnp.float32)
     grouped, blocks = v.reshape(-1, groups, size), params.gate_blocks.astype(v.dtype)

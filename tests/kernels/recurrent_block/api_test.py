@@ -10,18 +10,18 @@ import pytest
 from kernels.common.dispatch import ImplementationError, compiling_for
 from kernels.explain import main
 from kernels.linear_scan import rglru_scan
-from kernels.recurrent_frame import Frame, FrameParams, explain, has_kernel, recurrent_frame
-from kernels.recurrent_frame.api import IMPLEMENTATIONS, PREFERENCE, shapes
-from kernels.recurrent_frame.workloads import Workload, make_call
+from kernels.recurrent_block import BlockParams, Frame, explain, has_kernel, recurrent_frame
+from kernels.recurrent_block.api import IMPLEMENTATIONS, PREFERENCE, shapes
+from kernels.recurrent_block.workloads import Workload, make_call
 
 
-def call(work: Workload, dtype: str = "float32") -> tuple[Frame, FrameParams]:
+def call(work: Workload, dtype: str = "float32") -> tuple[Frame, BlockParams]:
     arrays, options = make_call(work)
     given = {name: jnp.asarray(x, "float32" if "gate" in name else dtype) for name, x in arrays.items()}
     taps = tuple(given[name] for name in given if name.startswith("tap"))
     frame = Frame(given["branches"], taps, given["gate_h"], options["positions"])
     names = ("gate_conv", "gate_conv_bias", "blocks", "gate_bias", "gate_rate")
-    return frame, FrameParams(*(given[name] for name in names))
+    return frame, BlockParams(*(given[name] for name in names))
 
 
 def test_by_hand() -> None:
@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     one = lambda *values: jnp.asarray([values], jnp.float32)  # noqa: E731
     frame = Frame(one(2.0, 0.5), (one(7.0), one(3.0)), one(4.0), jnp.asarray([1], jnp.int32))
     rate, bias = 0.7, np.asarray([0.1, -0.2])
-    params = FrameParams(
+    params = BlockParams(
         jnp.asarray([[100.0], [0.5], [2.0]]), jnp.asarray([0.25]), jnp.asarray([[[0.3, 0.6]]]),
         jnp.asarray(bias, jnp.float32), jnp.asarray([rate], jnp.float32),
     )  # fmt: skip

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.recurrent_frame.config import Frame, FrameParams, FrameResult, Request
+from kernels.recurrent_block.clips import frame_by_frame
+from kernels.recurrent_block.config import BlockParams, Clip, ClipResult, Frame, FrameResult, Request
 
 
 def supports(request: Request) -> str | None:
@@ -13,7 +14,7 @@ def supports(request: Request) -> str | None:
     return None
 
 
-def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
+def recurrent_frame(frame: Frame, params: BlockParams) -> FrameResult:
     """Convolution, gates, recurrence and output gate of one frame."""
     wide = jnp.promote_types(frame.h.dtype, jnp.float32)
     exact = jax.lax.Precision.HIGHEST
@@ -37,6 +38,11 @@ def recurrent_frame(frame: Frame, params: FrameParams) -> FrameResult:
     gated = after * jax.nn.gelu(y, approximate=True)
     dtype = frame.branches.dtype
     return FrameResult(gated.astype(dtype), after.astype(frame.h.dtype), x.astype(dtype))
+
+
+def recurrent_clip(clip: Clip, params: BlockParams) -> ClipResult:
+    """All frames, one after the other."""
+    return frame_by_frame(recurrent_frame, clip, params)
 
 
 def _root(z: Any) -> Any:
