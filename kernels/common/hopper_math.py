@@ -30,7 +30,12 @@ CUBIC = 0.044715 * LINEAR
 
 def sigmoid(y: Array) -> Array:
     """1 / (1 + exp(-y))."""
-    root = lax.rsqrt(1.0 + jnp.exp2(y * -LOG2E))
+    return sigmoid_base2(y * -LOG2E)
+
+
+def sigmoid_base2(exponent: Array) -> Array:
+    """1 / (1 + 2^exponent)."""
+    root = lax.rsqrt(1.0 + jnp.exp2(exponent))
     return root * root
 
 

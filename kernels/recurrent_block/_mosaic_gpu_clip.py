@@ -7,7 +7,7 @@ show each other what they convolved; else neither knows of the other.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from kernels.common import hopper
 from kernels.common.hopper import WARPGROUP
-from kernels.common.hopper_math import gelu
+from kernels.common.hopper_math import LOG2E, gelu, sigmoid_base2
 from kernels.common.tiling import ceil_div
 from kernels.recurrent_block._mosaic_gpu_step import COLUMNS, SHAPE, by_column, next_state, tile
 from kernels.recurrent_block.config import BlockParams, Clip
@@ -43,7 +43,10 @@ def clip_steps(clip: Clip, params: BlockParams) -> tuple[Float[Array, "B T P E"]
     width //= 2
     remembers = clip.memory is not None
     operands = (
-        clip.branches, clip.positions, *params._replace(gate_blocks=_by_warpgroup(params.gate_blocks)),
+        clip.branches, clip.positions,
+        *params._replace(
+            gate_blocks=_by_warpgroup(params.gate_blocks), gate_bias=params.gate_bias * -LOG2E
+        ),
         *((*clip.memory.taps, clip.memory.h) if clip.memory is not None else ()),
     )  # fmt: skip
     gated, h = plgpu.kernel(
@@ -125,20 +128,23 @@ def _kernel(*refs: Any, taps: int, frames: int, remembers: bool, **scratch: Any)
 
     def step(t: Array, h: Array) -> Array:
         position = positions[stream, t]
-        plgpu.barrier_wait(scratch["x_ready"].at[wg * (taps + 1) + hopper.slot_of(t, taps + 1)])
         reach = position if remembers else jnp.minimum(position, t)
+        plgpu.barrier_wait(scratch["x_ready"].at[wg * (taps + 1) + hopper.slot_of(t, taps + 1)])
         v = _convolved(x_smem, t, reach, wg, taps, **scratch).astype(x_smem.dtype)
         # The convolution no longer looks at the oldest frame, and what left two frames ago has been read.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        gate_x, gate_a = _pre_activations(
-            v, t, wg, lambda: pl.when(t + 1 < frames)(lambda: load(t + 1)), **scratch
-        )
-        rate = by_column(scratch["rate_smem"].at[wg])
-        h = next_state(h, v.astype(jnp.float32), gate_x, gate_a, rate, lax.broadcast(position == 0, SHAPE))
+        _show(v, t, wg, lambda: pl.when(t + 1 < frames)(lambda: load(t + 1)), **scratch)
         slot = hopper.slot_of(t, Y_SLOTS)
-        plgpu.barrier_wait(scratch["y_ready"].at[wg * Y_SLOTS + slot])
-        gated = h * gelu(tile(y_smem.at[slot]))
-        y_smem[slot] = gated.astype(y_smem.dtype)
+
+        def output_gate() -> Array:
+            plgpu.barrier_wait(scratch["y_ready"].at[wg * Y_SLOTS + slot])
+            return gelu(tile(y_smem.at[slot]))
+
+        i, r, gate = _gates(wg, output_gate, **scratch)
+        rate = by_column(scratch["rate_smem"].at[wg])
+        is_start = lax.broadcast(position == 0, SHAPE)
+        h = next_state(h, v.astype(jnp.float32), i, r, rate, is_start)
+        y_smem[slot] = (h * gate).astype(y_smem.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(y_smem.at[slot], gated_ref.at[stream, t, rows, here])
         return h
@@ -186,41 +192,59 @@ def _convolved(
 ) -> Float[Array, "64 64"]:  # fmt: skip
     """v = b + sum_s w[J-1-s] x_(t-s) of a warpgroup's channels, s no more than `reach`."""
     del others
-    total = by_column(conv_bias_smem.at[wg])
-    for age in range(taps + 1):
-        x = tile(frames.at[hopper.slot_of(t + taps + 1 - age, taps + 1)])
-        if age:
-            x = jnp.where(lax.broadcast(reach >= age, SHAPE), x, 0.0)
-        total = total + by_column(conv_smem.at[wg, taps - age]) * x
-    return total
+
+    def total(is_inside: Callable[[int, Array], Array]) -> Array:
+        result = by_column(conv_bias_smem.at[wg])
+        for age in range(taps + 1):
+            x = tile(frames.at[hopper.slot_of(t + taps + 1 - age, taps + 1)])
+            result = result + by_column(conv_smem.at[wg, taps - age]) * is_inside(age, x)
+        return result
+
+    def masked(age: int, x: Array) -> Array:
+        return jnp.where(lax.broadcast(reach >= age, SHAPE), x, 0.0) if age else x
+
+    return lax.cond(reach >= taps, lambda: total(lambda age, x: x), lambda: total(masked))
 
 
-def _pre_activations(
-    v: Array, t: Array, wg: Array, load: Any, *, v_smem: Any, w_smem: Any, gate_bias_smem: Any, v_ready: Any,
+def _show(
+    v: Array, t: Array, wg: Array, load: Callable[[], None], *, v_smem: Any, w_smem: Any, v_ready: Any,
     v_free: Any, **others: Any,
-) -> tuple[Float[Array, "64 64"], Float[Array, "64 64"]]:  # fmt: skip
-    """Of both gates: products of what all warpgroups of a group of channels convolved."""
+) -> None:  # fmt: skip
+    """Puts v where the products read it. `load` runs when all of the warpgroup have convolved."""
     del others
-    parts = w_smem.shape[1]
-    if parts > 1:
+    if w_smem.shape[1] > 1:
         pl.when(t > 0)(lambda: plgpu.barrier_wait(v_free))
     v_smem[wg] = v
     plgpu.commit_smem()
-    load()
-    if parts > 1:
+    if w_smem.shape[1] > 1:
         plgpu.barrier_arrive(v_ready)
+    load()
+
+
+def _gates(
+    wg: Array, meanwhile: Callable[[], Array], *, v_smem: Any, w_smem: Any, gate_bias_smem: Any, v_ready: Any,
+    v_free: Any, **others: Any,
+) -> tuple[Float[Array, "64 64"], Float[Array, "64 64"], Array]:  # fmt: skip
+    """Input gate, recurrence gate, and the result of `meanwhile`, which runs beside the products."""
+    del others
+    parts = w_smem.shape[1]
+    if parts > 1:
         plgpu.barrier_wait(v_ready)
 
-    def products(accumulators: Any) -> None:
+    def products(*accumulators: Any) -> tuple[Array, Array, Array]:
         for part in range(parts):
             source = v_smem.at[part if parts > 1 else wg]
             for gate, accumulator in enumerate(accumulators):
                 columns = pl.ds(gate * COLUMNS, COLUMNS)
                 plgpu.wgmma(accumulator, source, w_smem.at[wg, part, :, columns])
+        result = meanwhile()
         plgpu.wgmma_wait(0)
+        return accumulators[0][...], accumulators[1][...], result
 
-    biases = [by_column(gate_bias_smem.at[wg, gate]) for gate in range(2)]
-    gate_x, gate_a = pl.run_state(products)(tuple(plgpu.ACC.init(bias) for bias in biases))
+    accumulator = plgpu.ACC(SHAPE, jnp.float32)
+    *sums, result = pl.run_scoped(products, accumulator, accumulator)
     if parts > 1:
         plgpu.barrier_arrive(v_free)
-    return gate_x, gate_a
+    # The biases are those of exponents in base 2.
+    i, r = (sigmoid_base2(x * -LOG2E + by_column(gate_bias_smem.at[wg, gate])) for gate, x in enumerate(sums))
+    return i, r, result

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from kernels.common import hopper
 from kernels.common.hopper import WARPGROUP
-from kernels.common.hopper_math import gelu
+from kernels.common.hopper_math import gelu, sigmoid
 from kernels.common.tiling import ceil_div
 from kernels.recurrent_block._mosaic_gpu_step import COLUMNS, by_column, by_row, next_state, tile
 from kernels.recurrent_block.config import BlockParams, Frame
@@ -156,7 +156,7 @@ def _step(
     gate_x, gate_a = pl.run_state(products)(tuple(plgpu.ACC.init(bias) for bias in biases))
     is_start = by_row(positions_smem) < 0.5
     before, v, rate = tile(h_smem.at[:, part]), tile(v_smem.at[:, part]), by_column(rate_smem.at[part])
-    after = next_state(before, v, gate_x, gate_a, rate, is_start)
+    after = next_state(before, v, sigmoid(gate_x), sigmoid(gate_a), rate, is_start)
     gated = after * gelu(tile(y_smem.at[:, part]))
     h_smem[:, part] = after
     y_smem[:, part] = gated.astype(y_smem.dtype)

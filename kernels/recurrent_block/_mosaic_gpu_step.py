@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from kernels.common import hopper
 from kernels.common.hopper import WARPGROUP
-from kernels.common.hopper_math import LOG2E, inverse_root, one_minus_square, sigmoid
+from kernels.common.hopper_math import LOG2E, inverse_root, one_minus_square
 
 COLUMNS = 64  # of a tile
 SHAPE = (WARPGROUP, COLUMNS)
@@ -19,8 +19,8 @@ SIZES = (64, 128)  # of the gates' groups, in channels
 def next_state(
     before: Float[Array, "64 64"],
     v: Float[Array, "64 64"],
-    gate_x: Float[Array, "64 64"],
-    gate_a: Float[Array, "64 64"],
+    i: Float[Array, "64 64"],
+    r: Float[Array, "64 64"],
     rate: Float[Array, "64 64"],
     is_start: Bool[Array, "64 64"],
 ) -> Float[Array, "64 64"]:
@@ -28,16 +28,13 @@ def next_state(
 
     Args:
       before: h_(t-1), whatever it is at a start.
-      gate_x, gate_a: pre-activations.
     """
-    log2_a = sigmoid(gate_a) * (rate * -LOG2E)
+    log2_a = r * (rate * -LOG2E)
     a = jnp.exp2(log2_a)
     one_minus = one_minus_square(log2_a, a)
     scale = jnp.where(is_start, 1.0, one_minus * inverse_root(one_minus))
-    entering = scale * (sigmoid(gate_x) * v)
-    # 0 absorbs NaN and infinity, as in `linear_scan`; a start forgets the state, whatever it is.
-    after = jnp.where(before == 0.0, entering, jnp.where(a == 0.0, entering, a * before + entering))
-    return jnp.where(is_start, entering, after)
+    entering = scale * (i * v)
+    return jnp.where(is_start, entering, a * before + entering)
 
 
 def tile(ref: Any) -> Float[Array, "64 64"]:

@@ -128,6 +128,7 @@ def attention(
     implementation: AttentionImplementation | None = None,
     mask: Bool[Array, "*B #P P"] | None = None,
     asked: int | None = None,
+    keys: int | None = None,
 ) -> Float[Array, "*B asked D"]:
     """Multi-head self-attention over the tokens of each frame, scale 1 / sqrt(D / heads).
 
@@ -137,6 +138,7 @@ def attention(
         scores.
       mask: which keys (last axis) each token sees, see `attend`; None: all.
       asked: how many of the tokens, the last ones, an answer is wanted for; None: all.
+      keys: how many of the tokens, the first ones, are seen; None: all.
     """
     if mask is not None and mask.shape[-2] > 1:
         mask = _last_tokens(mask, asked)
@@ -147,7 +149,7 @@ def attention(
     def local(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         flat = (y.reshape(-1, *y.shape[-3:]) for y in (q, k, v))
         seen = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
-        return attend(*flat, implementation, seen).reshape(q.shape)
+        return attend(*flat, implementation, seen, keys).reshape(q.shape)
 
     q, k, v = _projections(x, params, dtype, asked)
     attended = per_shard(local)(heads(q), heads(k), heads(v), mask)
@@ -197,6 +199,7 @@ def vit_block(
     mask: Bool[Array, "*B #P P"] | None = None,
     approximate: bool = True,
     asked: int | None = None,
+    keys: int | None = None,
 ) -> Float[Array, "*B asked D"]:
     """h = x + attention(LN(x)); out = h + mlp(LN(h)). The residual stream keeps x's dtype.
 
@@ -206,13 +209,14 @@ def vit_block(
       mask: which keys each token sees; None: all.
       approximate: GELU by tanh, or exact.
       asked: how many of the tokens, the last ones, are computed and returned; None: all.
+      keys: how many of the tokens, the first ones, others attend to; None: all.
     """
-    keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+    rngs = [None] * 3 if key is None else list(jax.random.split(key, 3))
     normed = layer_norm(x, params["attn_norm"])
-    attended = attention(normed, params["attn"], num_heads, dtype, implementation, mask, asked)
-    x = _last_tokens(x, asked) + dropout(attended, rate, keys[0]).astype(x.dtype)
-    update = mlp(layer_norm(x, params["mlp_norm"]), params["mlp"], dtype, rate, keys[1], approximate)
-    return x + dropout(update, rate, keys[2]).astype(x.dtype)
+    attended = attention(normed, params["attn"], num_heads, dtype, implementation, mask, asked, keys)
+    x = _last_tokens(x, asked) + dropout(attended, rate, rngs[0]).astype(x.dtype)
+    update = mlp(layer_norm(x, params["mlp_norm"]), params["mlp"], dtype, rate, rngs[1], approximate)
+    return x + dropout(update, rate, rngs[2]).astype(x.dtype)
 
 
 def patchify(video: Float[Array, "*B height width colours"], patch: Grid) -> Float[Array, "*B P pixels"]:

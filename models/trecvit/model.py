@@ -11,7 +11,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from kernels.linear_scan import RESIDUAL_NAMES
-from models.common.joined import expected_shapes
+from models.common.joined import expected_shapes, is_joined
 from models.common.layers import linear
 from models.common.module import ModelModule
 from models.common.params import ParamSpec, check_params, layer_keys
@@ -24,7 +24,7 @@ from models.common.vit import as_float, layer_norm, patchify, sincos_positions, 
 from models.trecvit import heads
 from models.trecvit.config import TRecViTConfig, TRecViTRuntime
 from models.trecvit.parameters import init_params, param_specs
-from models.trecvit.state import ReadoutState, TRecViTState
+from models.trecvit.state import ReadoutState, TRecViTState, padded_tokens
 
 Output = Literal["logits", "clip", "encoded"]
 Video = Num[Array, "B T height width 3"]
@@ -64,6 +64,7 @@ def block(
     positions: Int[Array, "B T"],
     state: RecurrentState | None = None,
     rng: Key | None = None,
+    keys: int | None = None,
 ) -> tuple[Float[Array, "B T P D"], RecurrentState]:
     """One layer: the recurrent block along every tube, then the ViT block in every frame.
 
@@ -72,6 +73,7 @@ def block(
       positions: frames since the start of the clip.
       state: the layer's memory of earlier calls.
       rng: for dropout; None = none.
+      keys: how many of the tokens, the first ones, others attend to; None: all.
 
     Returns:
       (tokens in x's dtype, the layer's memory after the call).
@@ -81,7 +83,16 @@ def block(
     # batch, and spend a pass on every sum over channels.
     x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
     x, state = residual_block(x, params, positions, state, dtype, runtime.scan_implementation)
-    x = vit_block(x, params, config.num_heads, dtype, runtime.attention_implementation, config.dropout, rng)
+    x = vit_block(
+        x,
+        params,
+        config.num_heads,
+        dtype,
+        runtime.attention_implementation,
+        config.dropout,
+        rng,
+        keys=keys,
+    )
     return x, state
 
 
@@ -100,11 +111,18 @@ def encode(
       params: a tree with "layers" and "norm".
       states: memory of the layers by name; None = whole clips, and none is returned.
     """
-    layers = params["layers"]
+    layers, count = params["layers"], tokens.shape[2]
+    inside = count
+    if states is not None:
+        inside = states["0"].lru.shape[1]
+    elif is_joined(params):
+        inside = padded_tokens(count)
+    keys = None if inside == count else count
+    tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, inside - count), (0, 0)))
     if states is None:
 
         def layer(params: Params, x: Array, positions: Array, key: Key | None) -> Array:
-            return block(config, runtime, params, x, positions, None, key)[0]
+            return block(config, runtime, params, x, positions, None, key, keys)[0]
 
         x = run_layers(
             layer,
@@ -116,13 +134,13 @@ def encode(
             saved=RESIDUAL_NAMES,
             rng=rng,
         )
-        return layer_norm(x, params["norm"]), None
+        return layer_norm(x[:, :, :count], params["norm"]), None
     # One layer after the other whatever `scan_layers` says: a scan would copy the memory at every step.
     x, after = tokens, {}
-    keys = [None] * len(layers) if rng is None else list(jax.random.split(rng, len(layers)))
-    for name, key in zip(layer_keys(layers), keys, strict=True):
-        x, after[name] = block(config, runtime, layers[name], x, positions, states[name], key)
-    return layer_norm(x, params["norm"]), after
+    rngs = [None] * len(layers) if rng is None else list(jax.random.split(rng, len(layers)))
+    for name, key in zip(layer_keys(layers), rngs, strict=True):
+        x, after[name] = block(config, runtime, layers[name], x, positions, states[name], key, keys)
+    return layer_norm(x[:, :, :count], params["norm"]), after
 
 
 def apply(
@@ -236,7 +254,7 @@ def check_video(
         raise ValueError(f"reset has shape {reset.shape}; it must be [B, T] = {video.shape[:2]}")
     if batch is not None and batch != video.shape[0]:
         raise ValueError(f"state was made for {batch} rows, video has {video.shape[0]}")
-    if tubes is not None and tubes != config.num_tokens:
+    if tubes is not None and tubes not in (config.num_tokens, padded_tokens(config.num_tokens)):
         raise ValueError(f"state was made for {tubes} tokens per frame, the model has {config.num_tokens}")
 
 

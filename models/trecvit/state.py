@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from kernels.common.dispatch import target
+from kernels.common.tiling import ceil_div
 from models.common.recurrent_state import RecurrentState, init_recurrent_state
 from models.trecvit.config import TRecViTConfig
 
@@ -29,7 +31,8 @@ class TRecViTState(NamedTuple):
 
     Attributes:
       length: [B] int32, frames of the current clip seen so far.
-      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P, E]: h, and the J - 1 last inputs.
+      layers: "0", "1", ... -> the recurrent block's memory, leaves [B, P', E]: h, and the J - 1 last inputs,
+        of `padded_tokens`.
       head: [B, R], the mean of the features so far ("classes"); a `ReadoutState` ("readout"); None for heads
         without memory.
     """
@@ -37,6 +40,17 @@ class TRecViTState(NamedTuple):
     length: Int[Array, " B"]
     layers: dict[str, RecurrentState]
     head: Float[Array, "B R"] | ReadoutState | None
+
+
+# Rows that GPU kernels take in one piece.
+TOKEN_GROUP = 8
+
+
+def padded_tokens(tokens: int) -> int:
+    """Tokens of a frame inside the layers: on a GPU whole groups of them, for products and kernels to take
+    them as they lie. Those that are added nobody attends to, and they are dropped behind the last layer.
+    """
+    return ceil_div(tokens, TOKEN_GROUP) * TOKEN_GROUP if target().platform == "gpu" else tokens
 
 
 def init_layers(
@@ -76,6 +90,6 @@ def init_state(config: TRecViTConfig, batch: int, dtype: DTypeLike = jnp.float32
         )
     return TRecViTState(
         length=jnp.zeros((batch,), jnp.int32),
-        layers=init_layers(config, batch, config.num_tokens, dtype),
+        layers=init_layers(config, batch, padded_tokens(config.num_tokens), dtype),
         head=head,
     )
