@@ -25,8 +25,9 @@ GOLDEN = Path(__file__).resolve().parent / "golden"
 ALLOWED_SKIPS = Path(__file__).resolve().parent / "allowed_skips.txt"
 CHECKED_PACKAGES = ["kernels", "models", "tasks"]
 DEVICE_MARKERS = ("gpu", "tpu")
-# Folders whose tests compile much and compute little: what LLVM spends on their programs is not made up for.
-COMPILING = ("contracts", "golden", "kernels", "models")
+# What compiles much and computes little: what LLVM spends on its programs is not made up for.
+COMPILING = ("contracts/", "golden/", "kernels/", "models/", "tasks/lm/")
+SHORT_RUNS = ("finetune_test", "mesh_test", "modes_test", "options_test", "sources_test")
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 # Every function of these packages is checked against its annotations while the suite runs: shapes, dtypes and
@@ -75,8 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """With --slow, too, but not where something is trained or timed: there code must be fast."""
-    folder = item.path.relative_to(ROOT / "tests").parts[0]
-    compiles = folder in COMPILING and not item.get_closest_marker("timing")
+    place = item.path.relative_to(ROOT / "tests")
+    short = place.parts[0] == "integration" and place.stem.endswith(SHORT_RUNS)
+    compiles = (short or str(place).startswith(COMPILING)) and not item.get_closest_marker("timing")
     if not compiles or item.config.getoption("--device") != "cpu":
         return (yield)
     import jax

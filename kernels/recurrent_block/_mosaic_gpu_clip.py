@@ -27,6 +27,14 @@ from kernels.recurrent_block.config import BlockParams, Clip
 WARPGROUPS = 2
 CHANNELS = WARPGROUPS * COLUMNS  # of a CTA
 Y_SLOTS = 2
+# A frame takes a CTA's 4 to 5 us, whatever else there is to do: where few of the multiprocessors are busy for
+# many frames, layers one by one are as fast.
+FEW_CTAS, FEW_FRAMES = 48, 8
+
+
+def is_worth_it(batch: int, frames: int, rows: int, width: int) -> bool:
+    """Whether the kernel is worth more than layers one by one, which are parallel in time."""
+    return frames <= FEW_FRAMES or batch * ceil_div(rows, WARPGROUP) * (width // CHANNELS) >= FEW_CTAS
 
 
 @jax.jit  # traced once for all layers of a model

@@ -89,12 +89,13 @@ def recurrent_clip(
 
 
 def has_kernel(call: Frame | Clip, params: BlockParams) -> bool:
-    """Whether a kernel takes such a call. Else layers one by one do as well, and may know faster products.
+    """Whether a kernel takes such a call and is worth it. Else layers one by one do as well, and may know
+    faster products.
 
     Raises:
       ValueError: as in the call.
     """
-    return pallas_mosaic_gpu.supports(checked_request(call, params)) is None
+    return pallas_mosaic_gpu.is_worth_it(checked_request(call, params))
 
 
 def explain(

@@ -13,6 +13,7 @@ from kernels.recurrent_block import _mosaic_gpu_clip, _mosaic_gpu_frame, xla
 from kernels.recurrent_block._mosaic_gpu_step import SIZES
 from kernels.recurrent_block.config import (
     CLIP,
+    FRAME,
     BlockParams,
     Clip,
     ClipResult,
@@ -41,6 +42,14 @@ def supports(request: Request) -> str | None:
     if not 2 <= request.taps <= 4:
         return f"takes convolutions over 2 to 4 frames, not {request.taps}"
     return None
+
+
+def is_worth_it(request: Request) -> bool:
+    """Whether a kernel takes the call, and is worth more than layers one by one."""
+    if supports(request) is not None:
+        return False
+    sizes = request.batch, request.frames, request.rows, request.width
+    return request.op == FRAME or _mosaic_gpu_clip.is_worth_it(*sizes)
 
 
 def recurrent_frame(frame: Frame, params: BlockParams) -> FrameResult:

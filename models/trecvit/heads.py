@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kernels.linear_scan import linear_scan
+from models.common.joined import PROJECTIONS, taken_apart
 from models.common.layers import at_least_float32, linear
 from models.common.shapes import Key, Params
 from models.common.sharding import gathered, per_shard
@@ -141,13 +142,13 @@ def stream_readout(
     time is carried on from frame to frame by its running maximum and sums, so streaming is exact.
     """
     head, dtype, heads = params["head"], runtime.compute_dtype, config.num_heads
-    tokens = layer_norm(encoded, head["norm"])
+    tokens, maps = layer_norm(encoded, head["norm"]), taken_apart(head["attn"], PROJECTIONS)
     k, v = (
-        linear(tokens, head["attn"][name], dtype).reshape(*tokens.shape[:-1], heads, -1)
+        linear(tokens, maps[name], dtype).reshape(*tokens.shape[:-1], heads, -1)
         for name in ("k_proj", "v_proj")
     )
     query = gathered(head["query"])
-    q = linear(query, head["attn"]["q_proj"], dtype).reshape(heads, -1)
+    q = linear(query, maps["q_proj"], dtype).reshape(heads, -1)
     queries = jnp.broadcast_to(q, (encoded.shape[0], *q.shape))  # the batch first, as `per_shard` needs it
 
     def local(

@@ -10,7 +10,16 @@ import pytest
 from kernels.common.dispatch import ImplementationError, compiling_for
 from kernels.explain import main
 from kernels.linear_scan import rglru_scan
-from kernels.recurrent_block import BlockParams, Frame, explain, has_kernel, recurrent_frame
+from kernels.recurrent_block import (
+    BlockParams,
+    Clip,
+    Frame,
+    Memory,
+    explain,
+    has_kernel,
+    recurrent_clip,
+    recurrent_frame,
+)
 from kernels.recurrent_block.api import IMPLEMENTATIONS, PREFERENCE, shapes
 from kernels.recurrent_block.workloads import Workload, make_call
 
@@ -68,6 +77,50 @@ def test_frames_one_by_one_are_the_scan_of_all() -> None:
         frame = frame._replace(h=found.h, taps=(*frame.taps[1:], found.newest))
 
 
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_clip_is_its_frames_one_by_one(implementation: str, remembers: bool) -> None:
+    """Two streams of three tokens; the second starts anew at its third frame."""
+    _, params = call(Workload(3, 2, 4))
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    memory = Memory(tuple(draw(2, 3, 8) for _ in range(3)), draw(2, 3, 8))
+    if not remembers:
+        memory = jax.tree.map(jnp.zeros_like, memory)
+    branches, positions = draw(2, 5, 3, 16), jnp.asarray([[5, 6, 7, 8, 9], [2, 3, 0, 1, 2]])
+    clip = Clip(branches, positions, memory if remembers else None)
+    found = recurrent_clip(clip, params, implementation=implementation)
+    taps, h = tuple(tap.reshape(6, 8) for tap in memory.taps), memory.h.reshape(6, 8)
+    for t in range(5):
+        frame = Frame(branches[:, t].reshape(6, 16), taps, h, jnp.repeat(positions[:, t], 3))
+        result = recurrent_frame(frame, params, implementation="reference")
+        np.testing.assert_allclose(found.gated[:, t].reshape(6, 8), result.gated, rtol=2e-5, atol=2e-6)
+        taps, h = (*taps[1:], result.newest), result.h
+    np.testing.assert_allclose(found.h.reshape(6, 8), h, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"branches": jnp.ones((2, 3, 16))}, r"branches must be \[B, T, P, 2 E\] without an empty axis"),
+        ({"branches": jnp.ones((2, 0, 3, 16))}, r"without an empty axis; got shape \(2, 0, 3, 16\)"),
+        ({"positions": jnp.zeros((2, 4), jnp.int32)}, r"positions must have shape \(2, 5\); got \(2, 4\)"),
+        ({"positions": jnp.zeros((2, 5))}, "positions has dtype float32; they are whole numbers"),
+        ({"memory": Memory((), jnp.ones((2, 3, 8)))}, r"conv_kernel must have shape \(1, 8\); got \(4, 8\)"),
+        (
+            {"memory": Memory((jnp.ones((2, 3, 8)),) * 3, jnp.ones((2, 4, 8)))},
+            r"memory.h must have shape \(2, 3, 8\); got \(2, 4, 8\)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_wrong_clips_are_named(changed: dict[str, Any], message: str) -> None:
+    _, params = call(Workload(3, 2, 4))
+    clip = Clip(jnp.ones((2, 5, 3, 16)), jnp.zeros((2, 5), jnp.int32), None)._replace(**changed)
+    with pytest.raises(ValueError, match=f"recurrent_clip: .*{message}"):
+        recurrent_clip(clip, params)
+
+
 @pytest.mark.parametrize(
     ("part", "changed", "message"),
     [
@@ -107,15 +160,17 @@ def test_the_kernel_is_chosen_on_hopper_alone() -> None:
 
 
 def test_explained_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recurrent_frame", "--shape=R2048,S128"]) == 0
-    assert "recurrent_frame: R2048 E768 S128 J4 bfloat16" in capsys.readouterr().out
+    assert main(["recurrent_block", "--shape=R2048,S128"]) == 0
+    printed = capsys.readouterr().out
+    assert "recurrent_frame: R2048 E768 S128 J4 bfloat16" in printed
+    assert "recurrent_clip: B1 T32 R2048 E768 S128 J4 bfloat16" in printed
     for arguments, message in (
-        (["--shape=T3"], "has sizes R, E, S, J; got T"),
+        (["--shape=K3"], "has sizes B, T, R, E, S, J; got K"),
         (["--shape=S100"], "S = 100 does not divide E = 768"),
         (["--pruning=auto"], "no pruning"),
     ):
         with pytest.raises(SystemExit):
-            main(["recurrent_frame", *arguments])
+            main(["recurrent_block", *arguments])
         assert message in capsys.readouterr().err
 
 
