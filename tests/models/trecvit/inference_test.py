@@ -13,11 +13,9 @@ from tests.models.trecvit.small_trecvit import random_params, run, small, video
 
 RUNTIME = TRecViTRuntime()
 HEADS = [
-    {"head": "classes"},
     {"head": "classes", "pool": "gap", "use_mlp": True},
     {"head": "readout"},
-    {"head": "dense"},
-    {"head": "none"},
+    *(pytest.param({"head": name}, marks=pytest.mark.slow) for name in ("classes", "dense", "none")),
 ]
 
 
