@@ -139,20 +139,16 @@ def _kernel(*refs: Any, taps: int, frames: int, remembers: bool, **scratch: Any)
         reach = position if remembers else jnp.minimum(position, t)
         plgpu.barrier_wait(scratch["x_ready"].at[wg * (taps + 1) + hopper.slot_of(t, taps + 1)])
         v = _convolved(x_smem, t, reach, wg, taps, **scratch).astype(x_smem.dtype)
-        # The convolution no longer looks at the oldest frame, and what left two frames ago has been read.
+        # The convolution no longer looks at the oldest frame, and what left has been read.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         _show(v, t, wg, lambda: pl.when(t + 1 < frames)(lambda: load(t + 1)), **scratch)
-        slot = hopper.slot_of(t, Y_SLOTS)
-
-        def output_gate() -> Array:
-            plgpu.barrier_wait(scratch["y_ready"].at[wg * Y_SLOTS + slot])
-            return gelu(tile(y_smem.at[slot]))
-
-        i, r, gate = _gates(wg, output_gate, **scratch)
+        i, r = _gates(wg, **scratch)
         rate = by_column(scratch["rate_smem"].at[wg])
         is_start = lax.broadcast(position == 0, SHAPE)
         h = next_state(h, v.astype(jnp.float32), i, r, rate, is_start)
-        y_smem[slot] = (h * gate).astype(y_smem.dtype)
+        slot = hopper.slot_of(t, Y_SLOTS)
+        plgpu.barrier_wait(scratch["y_ready"].at[wg * Y_SLOTS + slot])
+        y_smem[slot] = (h * gelu(tile(y_smem.at[slot]))).astype(y_smem.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(y_smem.at[slot], gated_ref.at[stream, t, rows, here])
         return h
@@ -230,29 +226,27 @@ def _show(
 
 
 def _gates(
-    wg: Array, meanwhile: Callable[[], Array], *, v_smem: Any, w_smem: Any, gate_bias_smem: Any, v_ready: Any,
-    v_free: Any, **others: Any,
-) -> tuple[Float[Array, "64 64"], Float[Array, "64 64"], Array]:  # fmt: skip
-    """Input gate, recurrence gate, and the result of `meanwhile`, which runs beside the products."""
+    wg: Array, *, v_smem: Any, w_smem: Any, gate_bias_smem: Any, v_ready: Any, v_free: Any, **others: Any
+) -> tuple[Float[Array, "64 64"], Float[Array, "64 64"]]:  # fmt: skip
+    """Input gate and recurrence gate."""
     del others
     parts = w_smem.shape[1]
     if parts > 1:
         plgpu.barrier_wait(v_ready)
 
-    def products(*accumulators: Any) -> tuple[Array, Array, Array]:
+    def products(*accumulators: Any) -> tuple[Array, Array]:
         for part in range(parts):
             source = v_smem.at[part if parts > 1 else wg]
             for gate, accumulator in enumerate(accumulators):
                 columns = pl.ds(gate * COLUMNS, COLUMNS)
                 plgpu.wgmma(accumulator, source, w_smem.at[wg, part, :, columns])
-        result = meanwhile()
         plgpu.wgmma_wait(0)
-        return accumulators[0][...], accumulators[1][...], result
+        return accumulators[0][...], accumulators[1][...]
 
     accumulator = plgpu.ACC(SHAPE, jnp.float32)
-    *sums, result = pl.run_scoped(products, accumulator, accumulator)
+    sums = pl.run_scoped(products, accumulator, accumulator)
     if parts > 1:
         plgpu.barrier_arrive(v_free)
     # The biases are those of exponents in base 2.
     i, r = (sigmoid_base2(x * -LOG2E + by_column(gate_bias_smem.at[wg, gate])) for gate, x in enumerate(sums))
-    return i, r, result
+    return i, r
