@@ -240,8 +240,6 @@ def recurrent_block(
     )
     # Without its barrier XLA keeps the GELU's tanh for the backward pass, in float32.
     gated = jax.checkpoint(lambda h, gate: h * gelu(gate))(h, gate)
-    if state is not None:
-        conv = tuple(tap.astype(old.dtype) for tap, old in zip(conv, state.conv, strict=True))
     return linear(gated, params["linear_out"], dtype), RecurrentState(last, conv)
 
 

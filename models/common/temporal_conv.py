@@ -29,7 +29,8 @@ def temporal_conv(
       cache: the J - 1 raw inputs before the call; None = zeros.
 
     Returns:
-      (output in x's dtype, computed in float32; the cache after the call, for chunks of any length).
+      (output in x's dtype, computed in float32; the cache after the call, for chunks of any length, in the
+      dtype of the one before).
     """
     kernel, bias = gathered(params["kernel"]), gathered(params["bias"])
     taps, frames = kernel.shape[0], x.shape[1]
@@ -37,9 +38,10 @@ def temporal_conv(
         return _split_conv(x, kernel, bias, positions, cache, axis)
     if cache is not None and frames == 1:  # nothing is put together, so that nothing is copied
         windows = [x, *(tap.astype(x.dtype)[:, None] for tap in reversed(cache))]
-        return _weighted(windows, kernel, bias, positions), (*cache, x[:, 0])[1:]
-    padded = _behind(x, taps - 1, cache)
-    return _convolved(padded, kernel, bias, positions), _frames(padded[:, frames:])
+        convolved = _weighted(windows, kernel, bias, positions)
+    else:
+        convolved = _convolved(_behind(x, taps - 1, cache), kernel, bias, positions)
+    return convolved, last_inputs(x, taps - 1, cache)
 
 
 def _behind(x: Array, before: int, cache: Taps | None) -> Array:
@@ -53,11 +55,12 @@ def _behind(x: Array, before: int, cache: Taps | None) -> Array:
 
 def last_inputs(x: Float[Array, "B T *P E"], count: int, cache: Taps | None) -> Taps:
     """The cache after these frames, as `temporal_conv` has it: the last `count` frames of all so far."""
-    if cache is None and x.shape[1] < count:
+    if count == 0:
+        return ()
+    if cache is None:
         cache = (jnp.zeros_like(x[:, 0]),) * count
-    before = () if cache is None else tuple(tap.astype(x.dtype) for tap in cache)
     newest = _frames(x[:, max(x.shape[1] - count, 0) :])
-    return (*before, *newest)[-count:] if count else ()
+    return (*cache, *(tap.astype(cache[0].dtype) for tap in newest))[-count:]
 
 
 def _frames(x: Array) -> Taps:
@@ -108,6 +111,7 @@ def _split_conv(
         return _convolved(padded, kernel, bias, positions), _frames(after)
 
     split, whole, batch = PartitionSpec(rows, axis), PartitionSpec(), PartitionSpec(rows)
-    return jax.shard_map(
+    convolved, after = jax.shard_map(
         local, in_specs=(split, whole, whole, split, batch), out_specs=(split, batch), check_vma=False
     )(x, kernel, bias, positions, cache)
+    return convolved, tuple(tap.astype(old.dtype) for tap, old in zip(after, cache, strict=True))

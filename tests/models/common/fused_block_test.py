@@ -78,6 +78,19 @@ def test_clips_are_what_the_layers_make_of_them(frames: int, remembers: bool):
     assert_alike(found, jax.jit(step)(x, join_params(PARAMS), positions, state))
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_memory_keeps_its_dtype(frames: int):
+    """Whatever dtype the layers compute in: a stream's step is compiled once."""
+    state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory(8))
+    x = normal(B, frames, 8, D).astype(jnp.bfloat16)
+    for target in (("gpu", "9.0"), ("cpu", None)):
+        with compiling_for(*target):
+            _, after = jax.eval_shape(step, x, join_params(PARAMS), POSITIONS[:, :frames], state)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), state
+        )
+
+
 def test_none_where_no_kernel_takes_it():
     joined = join_params(PARAMS)
 
