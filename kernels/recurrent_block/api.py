@@ -129,8 +129,7 @@ def explain_shape(
     check_sizes(OP, sizes, "BTRESJ")
     refuse_pruning(OP, pruning)
     defaults = {"B": 1, "T": 32, "R": 1280, "E": 768, "S": 64, "J": 4}
-    chosen = {letter: sizes.get(letter, default) for letter, default in defaults.items()}
-    batch, frames, rows, width, size, taps = chosen.values()
+    batch, frames, rows, width, size, taps = (sizes.get(letter, defaults[letter]) for letter in defaults)
     if width % size:
         raise ValueError(f"{OP}: S = {size} does not divide E = {width}.")
     calls = (

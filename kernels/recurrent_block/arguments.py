@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from kernels.common.dispatch import target
+from kernels.recurrent_block.clips import empty_memory
 from kernels.recurrent_block.config import CLIP, FRAME, BlockParams, Clip, Frame, Request
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -24,7 +24,8 @@ def checked_request(call: Frame | Clip, params: BlockParams) -> Request:
     else:
         _check_clip(call, params)
         batch, frames = call.positions.shape
-        op, (taps, h) = CLIP, call.memory or _no_memory(call)
+        memory = call.memory or jax.eval_shape(lambda: empty_memory(call, params))
+        op, (taps, h) = CLIP, memory
     others = {str(x.dtype) for x in (*taps, *params._replace(gate_blocks=params.rate))}
     return Request(
         op, device.platform, device.capability, device.kind,
@@ -32,12 +33,6 @@ def checked_request(call: Frame | Clip, params: BlockParams) -> Request:
         rows=h.shape[-2], width=h.shape[-1], block=params.gate_blocks.shape[1],
         taps=params.conv_kernel.shape[0], batch=batch, frames=frames,
     )  # fmt: skip
-
-
-def _no_memory(clip: Clip) -> tuple[tuple[Any, ...], Any]:
-    tokens, width = clip.branches.shape[-2:]
-    wide = jnp.promote_types(clip.branches.dtype, jnp.float32)
-    return (), jax.ShapeDtypeStruct((tokens, width // 2), wide)
 
 
 def _check_frame(frame: Any, params: Any) -> None:

@@ -115,8 +115,8 @@ class Request:
     width: int
     block: int
     taps: int
-    batch: int = 1
-    frames: int = 1
+    batch: int
+    frames: int
 
     def __str__(self) -> str:
         clip = f"B{self.batch} T{self.frames} " if self.op == CLIP else ""

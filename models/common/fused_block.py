@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from kernels.common.hopper_rows import ROW_GROUP
 from kernels.common.tiling import pad_axis_to
 from kernels.recurrent_block import (
     BlockParams,
@@ -24,9 +25,6 @@ from models.common.recurrent_state import RecurrentState
 from models.common.shapes import Params
 from models.common.sharding import active_mesh
 from models.common.temporal_conv import last_inputs
-
-# Kernels address tokens in groups of as many.
-TOKEN_GROUP = 8
 
 
 def fused_block(
@@ -87,10 +85,10 @@ def _clip(
     tokens, width = x.shape[2], weights.rate.shape[0]
     memory = None
     if state is not None:
-        padded = [pad_axis_to(y, 1, TOKEN_GROUP) for y in (*state.conv, at_least_float32(state.lru))]
+        padded = [pad_axis_to(y, 1, ROW_GROUP) for y in (*state.conv, at_least_float32(state.lru))]
         memory = Memory(tuple(padded[:-1]), padded[-1])
     # Before the product, so that XLA has the padding written by what writes x.
-    x = pad_axis_to(x, 2, TOKEN_GROUP)
+    x = pad_axis_to(x, 2, ROW_GROUP)
     unknown: Any = jax.ShapeDtypeStruct((*x.shape[:-1], 2 * width), jnp.dtype(dtype))
     if not has_kernel(Clip(unknown, positions, memory), weights):
         return None

@@ -82,7 +82,7 @@ def is_joined(params: Params) -> bool:
     return any(JOINT in name for name in flatten_names(params))
 
 
-def prepared(params: Params, cast: Callable[[Params], Params]) -> Params:
+def prepared(params: Params, dtype: DTypeLike, cast: Callable[[Params, DTypeLike], Params]) -> Params:
     """A canonical tree in the form that inference is fastest with; results are the same up to rounding.
 
     What a model would cast at every call is cast; on a GPU maps of one input are joined, too. What is joined
@@ -90,11 +90,12 @@ def prepared(params: Params, cast: Callable[[Params], Params]) -> Params:
 
     Args:
       params: canonical tree, of arrays on the host or on a device.
-      cast: to the dtypes that the model's products run in.
+      dtype: that the products run in.
+      cast: (params, dtype) -> the model's parameters as products want them.
     """
     if is_joined(params):
         return params
-    narrow = cast(params)
+    narrow = cast(params, dtype)
     return jax.device_put(join_params(narrow) if target().platform == "gpu" else narrow)
 
 

@@ -14,4 +14,4 @@ def prepare_params(params: Params, dtype: DTypeLike) -> Params:
       params: canonical tree, of arrays on the host or on a device.
       dtype: that the products run in (`TAPNextRuntime.compute_dtype`): see `cast_params`.
     """
-    return joined.prepared(params, lambda tree: cast_params(tree, dtype))
+    return joined.prepared(params, dtype, cast_params)

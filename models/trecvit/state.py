@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from kernels.common.dispatch import target
+from kernels.common.hopper_rows import ROW_GROUP
 from kernels.common.tiling import ceil_div
 from models.common.recurrent_state import RecurrentState, init_recurrent_state
 from models.trecvit.config import TRecViTConfig
@@ -42,15 +43,11 @@ class TRecViTState(NamedTuple):
     head: Float[Array, "B R"] | ReadoutState | None
 
 
-# Rows that GPU kernels take in one piece.
-TOKEN_GROUP = 8
-
-
 def padded_tokens(tokens: int) -> int:
     """Tokens of a frame inside the layers: on a GPU whole groups of them, for products and kernels to take
     them as they lie. Those that are added nobody attends to, and they are dropped behind the last layer.
     """
-    return ceil_div(tokens, TOKEN_GROUP) * TOKEN_GROUP if target().platform == "gpu" else tokens
+    return ceil_div(tokens, ROW_GROUP) * ROW_GROUP if target().platform == "gpu" else tokens
 
 
 def init_layers(

@@ -80,7 +80,7 @@ class StreamClassifier:
     ):
         self.window, self.chunk, self.restart = window, chunk, restart
         self.frames, self.seconds = 0, 0.0
-        self._params = trecvit.prepare_params(jax.device_put(params), runtime.compute_dtype)
+        self._params = trecvit.prepare_params(params, runtime.compute_dtype)
         self._step = functools.partial(_step, config, runtime, AugmentConfig(size=config.image_size))
         begin = time.perf_counter()
         black = np.zeros((1, chunk, window.height, window.width, 3), np.uint8)

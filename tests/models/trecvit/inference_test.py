@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kernels.common.dispatch import compiling_for
+from kernels.common.hopper_rows import ROW_GROUP
 from models.common.joined import is_joined
 from models.trecvit import TRecViTRuntime, apply, init_state, prepare_params
-from models.trecvit.state import TOKEN_GROUP, padded_tokens
+from models.trecvit.state import padded_tokens
 from tests.models.trecvit.small_trecvit import random_params, run, small, video
 
 RUNTIME = TRecViTRuntime()
@@ -30,7 +31,7 @@ def test_a_gpus_clips_and_streams_are_a_cpus(options):
         ready, state, parts = prepare_params(params, "float32"), init_state(config, 2), []
         assert is_joined(ready)
         tokens = state.layers["0"].lru.shape[1]
-        assert (tokens % TOKEN_GROUP, config.num_tokens % TOKEN_GROUP == 0) == (0, False)
+        assert (tokens % ROW_GROUP, config.num_tokens % ROW_GROUP == 0) == (0, False)
         found, _ = run(config, RUNTIME, ready, frames, output=output)
         for t in range(3):
             part, state = run(config, RUNTIME, ready, frames[:, t : t + 1], state, output=output)
