@@ -35,7 +35,7 @@ def rows() -> list[dict]:
 def test_whole_clips_streams_and_training_steps_are_timed(rows: list[dict]) -> None:
     cases = ["forward, tiny, 2 x 4 x 8 x 12", "streaming, tiny, 1 x 1 x 8 x 12"]
     assert [row["case"] for row in rows] == [*cases, "training, remat dots, tiny, 2 x 4 x 8 x 12"]
-    assert [row["parameters"] for row in rows] == ["bfloat16, cast once", "bfloat16, cast once", "float32"]
+    assert [row["parameters"] for row in rows] == ["bfloat16, prepared", "bfloat16, prepared", "float32"]
     for row, frames in zip(rows, (8, 1, 8), strict=True):
         assert row["frames/s"] == pytest.approx(frames / row["ms"] * 1e3, rel=5e-3)
         assert row["floor frames/s"] == pytest.approx(frames / row["floor ms"] * 1e3, rel=0.1)
