@@ -26,8 +26,9 @@ ALLOWED_SKIPS = Path(__file__).resolve().parent / "allowed_skips.txt"
 CHECKED_PACKAGES = ["kernels", "models", "tasks"]
 DEVICE_MARKERS = ("gpu", "tpu")
 # What compiles much and computes little: what LLVM spends on its programs is not made up for.
-COMPILING = ("contracts/", "golden/", "kernels/", "models/", "tasks/lm/")
-SHORT_RUNS = ("finetune_test", "mesh_test", "modes_test", "options_test", "sources_test")
+COMPILING = ("contracts/", "golden/", "kernels/", "models/", "tasks/common/", "tasks/lm/")
+SHORT_RUNS = ("faults_test", "finetune_test", "mesh_test", "modes_test", "options_test", "sources_test")
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 # Every function of these packages is checked against its annotations while the suite runs: shapes, dtypes and
@@ -66,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     if config.getoption("--device") == "cpu" and not config.getoption("--slow"):
         # Of this process and its children. JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment keeps them.
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        os.environ.setdefault(UNOPTIMISED, "1")
     golden = config.getoption("--golden-dir")
     if golden is not None and not golden.is_dir():
         raise pytest.UsageError(f"--golden-dir={golden}: no such folder")
@@ -81,14 +82,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     compiles = (short or str(place).startswith(COMPILING)) and not item.get_closest_marker("timing")
     if not compiles or item.config.getoption("--device") != "cpu":
         return (yield)
+    if UNOPTIMISED in os.environ:  # what jax read as it was imported
+        return (yield)
     import jax
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update(UNOPTIMISED.lower(), True)
+    os.environ[UNOPTIMISED] = "1"  # of the processes that the test starts
     try:
         return (yield)
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+        jax.config.update(UNOPTIMISED.lower(), False)
+        del os.environ[UNOPTIMISED]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -71,7 +71,7 @@ def _kill_after(
 @pytest.mark.timeout(1500)
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     """SIGKILL during steps and saves, with other data workers and scanned layers in between."""
-    steps = 400
+    steps = 200
     texts, environment = write_texts(tmp_path / "texts"), _environment(tmp_path / "cache")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     _finish(_command(texts, undisturbed, steps), environment)
