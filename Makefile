@@ -30,6 +30,9 @@ $(STAMP): requirements.lock pyproject.toml .ci/bootstrap.py
 train: $(STAMP)
 	$(RUN) tasks.lm.train --config=configs/fox.py$(MORE)
 
+# Without its bytecode every process of a test would compile the project's modules anew.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+
 # Two at a time: most of a test is one-threaded tracing and compiling.
 test: $(STAMP)
 	$(RUN) pytest -n 2 --dist worksteal$(MORE)

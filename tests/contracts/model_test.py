@@ -4,33 +4,19 @@ Cases come from tests/models/<room>/contract_cases.py (see state_test.py).
 """
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from models.common.params import flatten_names
+from tests.contracts.model_cases import load_cases, rooms_with_cases
 
-ROOT = Path(__file__).resolve().parents[2]
 # Where only values matter, not bits: half the compile time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-def load_all_cases():
-    for path in sorted((ROOT / "tests" / "models").glob("*/contract_cases.py")):
-        room = path.parent.name
-        spec = importlib.util.spec_from_file_location(f"foxtrot_tests_{room}_model_cases", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        for name, case in module.cases().items():
-            yield f"{room}: {name}", case
-
-
-CASES = dict(load_all_cases())
+CASES = {f"{room}: {name}": case for room in rooms_with_cases() for name, case in load_cases(room).items()}
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

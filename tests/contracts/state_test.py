@@ -6,15 +6,13 @@ contract_cases.py, whose `cases()` says how to build and run it. A new room gets
 
 import functools
 import importlib
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.contracts.model_cases import ROOT, load_cases
+
 BATCH, LENGTH = 3, 12
 CHUNKINGS = {"whole": [12], "chunks and steps": [5, 1, 5, 1], "steps": [1] * 12}
 # Many small programs that run once each: half the compile time for the same arithmetic.
@@ -24,17 +22,6 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 def rooms_with_memory() -> list[str]:
     names = sorted(path.parent.name for path in (ROOT / "models").glob("*/__init__.py"))
     return [name for name in names if hasattr(importlib.import_module(f"models.{name}"), "init_state")]
-
-
-@functools.cache
-def load_cases(room: str):
-    path = ROOT / "tests" / "models" / room / "contract_cases.py"
-    assert path.is_file(), f"models/{room} has memory, so {path.relative_to(ROOT)} must say how to run it"
-    spec = importlib.util.spec_from_file_location(f"foxtrot_tests_{room}_cases", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.cases()
 
 
 def pytest_generate_tests(metafunc):

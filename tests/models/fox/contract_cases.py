@@ -30,13 +30,16 @@ class FoxCase:
         slow_exact: dict[str, RuntimePair] | None = None,
     ):
         self.config, self.runtime = config, runtime
-        self.params = perturbed(init_params(config, jax.random.key(0)))
         self.axes = param_axes(config)
         self.close = {name: self.with_runtime(other) for name, other in (close or {}).items()}
         self.exact, self.slow_exact = (
             {name: tuple(map(self.with_runtime, pair)) for name, pair in (given or {}).items()}
             for given in (exact, slow_exact)
         )
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return perturbed(init_params(self.config, jax.random.key(0)))
 
     def with_runtime(self, runtime: FoxRuntime) -> Any:
         return functools.partial(self.run, runtime=runtime)

@@ -23,7 +23,7 @@ class TrackerCase:
         slow_exact: dict[str, tuple[TAPNextRuntime, TAPNextRuntime]] | None = None,
     ):
         self.config = config
-        self.params, self.axes = random_params(config), param_axes(config)
+        self.axes = param_axes(config)
         self.close = {
             name: functools.partial(self.run, runtime=runtime) for name, runtime in (close or {}).items()
         }
@@ -32,6 +32,10 @@ class TrackerCase:
             name: [functools.partial(self.run, runtime=runtime) for runtime in pair]
             for name, pair in (slow_exact or {}).items()
         }
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return random_params(self.config)
 
     def inputs(self, batch: int, length: int) -> jax.Array:
         return video(batch, length)

@@ -39,7 +39,7 @@ class ClassesCase:
         slow_exact: dict[str, tuple[TRecViTRuntime, TRecViTRuntime]] | None = None,
     ):
         self.config = config
-        self.params, self.axes = random_params(config), self.axes_of(config)
+        self.axes = self.axes_of(config)
         self.close = {
             name: functools.partial(self.run, runtime=runtime) for name, runtime in (close or {}).items()
         }
@@ -48,6 +48,10 @@ class ClassesCase:
             name: [functools.partial(self.run, runtime=runtime) for runtime in pair]
             for name, pair in (slow_exact or {}).items()
         }
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return random_params(self.config)
 
     def inputs(self, batch: int, length: int) -> jax.Array:
         return video(batch, length)
