@@ -105,7 +105,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         (unwanted if any(item.get_closest_marker(name) for name in refused) else kept).append(item)
     config.hook.pytest_deselected(items=unwanted)
-    items[:] = kept
+    # What may take longest first: begun last, it would run alone while the other workers have nothing left.
+    items[:] = sorted(kept, key=_time_limit, reverse=True)
+
+
+def _time_limit(item: pytest.Item) -> float:
+    """Seconds of its own mark `timeout`; 0: that of all tests."""
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker else 0
 
 
 def load_allowed_skips(path: Path) -> list[tuple[str, str]]:
