@@ -3,10 +3,10 @@
 import functools
 import importlib.util
 import sys
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 
 def rooms_with_cases() -> list[str]:
@@ -25,3 +25,7 @@ def load_cases(room: str) -> dict[str, Any]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module.cases()
+
+
+def named_cases(rooms: Iterable[str]) -> dict[str, Any]:
+    return {f"{room}: {name}": case for room in rooms for name, case in load_cases(room).items()}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from models.common.params import flatten_names
-from tests.contracts.model_cases import load_cases, rooms_with_cases
+from tests.contracts.model_cases import named_cases, rooms_with_cases
 
 # Where only values matter, not bits: half the compile time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-CASES = {f"{room}: {name}": case for room in rooms_with_cases() for name, case in load_cases(room).items()}
+CASES = named_cases(rooms_with_cases())
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

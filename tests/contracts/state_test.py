@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.contracts.model_cases import ROOT, load_cases
+from tests.conftest import ROOT
+from tests.contracts.model_cases import named_cases
 
 BATCH, LENGTH = 3, 12
 CHUNKINGS = {"whole": [12], "chunks and steps": [5, 1, 5, 1], "steps": [1] * 12}
@@ -26,9 +27,8 @@ def rooms_with_memory() -> list[str]:
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
-        rooms = {room: load_cases(room) for room in rooms_with_memory()}
-        named = [(f"{room}: {name}", case) for room, cases in rooms.items() for name, case in cases.items()]
-        metafunc.parametrize("case", [case for _, case in named], ids=[name for name, _ in named])
+        named = named_cases(rooms_with_memory())
+        metafunc.parametrize("case", named.values(), ids=named.keys())
 
 
 def test_rooms_are_found():
